@@ -1,0 +1,72 @@
+#include <gtest/gtest.h>
+
+#include <unistd.h>
+#include <filesystem>
+
+#include "base/json.h"
+#include "base/os.h"
+#include "base/utf8.h"
+
+namespace exo {
+namespace {
+
+TEST(Json, RejectsWhatIsAmbiguousOrHostile) {
+  EXPECT_TRUE(parse_json(R"({"a":1,"b":{"a":2}})", "t").ok());
+  EXPECT_FALSE(parse_json(R"({"a":1,"a":2})", "t").ok());
+  EXPECT_FALSE(parse_json(R"({"a":1} x)", "t").ok());
+  EXPECT_FALSE(parse_json("{\"a\":\"\xff\"}", "t").ok());
+  EXPECT_FALSE(parse_json(std::string(100000, '['), "t").ok());
+  const auto deep = parse_json(std::string(300, '[') + std::string(300, ']'), "t");
+  ASSERT_FALSE(deep.ok());
+  EXPECT_NE(deep.status().message().find("deeper"), std::string::npos);
+}
+
+TEST(Json, TypedReadsNameTheField) {
+  const Json j = *parse_json(R"({"n":7,"big":18446744073709551615,"s":"x","f":1.5,"z":null})", "t");
+  const JsonObject o(j, "config.json");
+  EXPECT_EQ(*o.integer("n", 0, 10), 7);
+  EXPECT_FALSE(o.integer("n", 8, 10).ok());
+  EXPECT_FALSE(o.integer("big", 0, INT64_MAX).ok());
+  EXPECT_FALSE(o.integer("f", 0, 10).ok());
+  EXPECT_EQ(*o.integer_or("z", 3, 0, 10), 3);
+  EXPECT_FALSE(o.integer_or("s", 3, 0, 10).ok());
+  EXPECT_NE(o.integer("gone", 0, 1).status().message().find("config.json: field 'gone'"),
+            std::string::npos);
+}
+
+TEST(Utf8, DecodesAndReplaces) {
+  EXPECT_EQ(decode_utf8("\xe2\x82\xac").code_point, 0x20AC);
+  EXPECT_TRUE(decode_utf8("\xe2\x82").truncated);
+  EXPECT_FALSE(is_valid_utf8("\xed\xa0\x80"));  // a surrogate
+  EXPECT_FALSE(is_valid_utf8("\xc0\x80"));
+  EXPECT_EQ(replace_invalid_utf8("a\xf0\x9f\x98z\xff"), "a\xef\xbf\xbdz\xef\xbf\xbd");
+  std::string s;
+  for (uint32_t cp : {0x41u, 0xe9u, 0x20acu, 0x1f600u}) append_utf8(s, cp);
+  EXPECT_TRUE(is_valid_utf8(s));
+  EXPECT_EQ(s.size(), 10u);
+}
+
+TEST(Os, FilesAreWrittenWholeAndReadBack) {
+  const auto dir =
+      std::filesystem::temp_directory_path() / ("exo_base_test." + std::to_string(::getpid()));
+  std::filesystem::create_directories(dir);
+  const std::string path = (dir / "f").string();
+  ASSERT_TRUE(write_file_atomic(path, "hello").ok());
+  ASSERT_TRUE(write_file_atomic(path, "world!").ok());
+  EXPECT_EQ(*read_file(path, 100), "world!");
+  EXPECT_FALSE(read_file(path, 3).ok());
+  auto mapped = MappedFile::open(path);
+  ASSERT_TRUE(mapped.ok());
+  EXPECT_EQ(mapped->size_bytes(), 6u);
+  EXPECT_EQ(static_cast<char>(mapped->data()[0]), 'w');
+  EXPECT_EQ(read_file((dir / "none").string(), 1).status().code(), StatusCode::not_found);
+  EXPECT_FALSE(read_file(dir.string(), 1).ok());
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir), {}), 1);  // no temporary left
+  std::filesystem::remove_all(dir);
+  EXPECT_GE(usable_cpus(), 1);
+  EXPECT_GT(total_memory_bytes(), uint64_t{1} << 20);
+  EXPECT_GT(peak_resident_bytes(), 0u);
+}
+
+}  // namespace
+}  // namespace exo

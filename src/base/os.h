@@ -1,0 +1,96 @@
+/// What differs by operating system: files, mappings, memory and processor counts. os_posix.cc is
+/// the body.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "base/status.h"
+
+namespace exo {
+
+/// The file's bytes; an error if it is larger than `max_bytes`, not there, or not a regular file.
+Result<std::string> read_file(const std::string& path, uint64_t max_bytes);
+
+/// Writes to `path + ".tmp.<pid>"`, fsyncs, renames over `path`, fsyncs the folder: the old file or
+/// the whole new one.
+Status write_file_atomic(const std::string& path, std::string_view bytes);
+
+/// Flushes a file's or a folder's data to the disk.
+Status fsync_path(const std::string& path);
+
+Result<uint64_t> file_size(const std::string& path);
+
+/// Free bytes for this user on the file system that holds `path` (or its nearest existing parent).
+Result<uint64_t> disk_free_bytes(const std::string& path);
+
+/// A read-only memory mapping of a whole file, unmapped on destruction. A file that is truncated by
+/// somebody else while mapped raises SIGBUS, as for every mmap user: caches are only ever replaced
+/// by rename, never cut.
+class MappedFile {
+ public:
+  static Result<MappedFile> open(const std::string& path);
+  MappedFile() = default;
+  MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
+  MappedFile& operator=(MappedFile&& other) noexcept;
+  ~MappedFile();
+
+  const std::byte* data() const { return data_; }
+  uint64_t size_bytes() const { return size_bytes_; }
+  const std::string& path() const { return path_; }
+
+  enum class Advice { normal, sequential, random, will_need, dont_need, huge_pages };
+  /// A hint for [offset, offset + n_bytes), widened (dont_need: narrowed) to whole pages; failure
+  /// is not an error.
+  void advise(uint64_t offset, uint64_t n_bytes, Advice advice) const;
+
+ private:
+  std::byte* data_ = nullptr;
+  uint64_t size_bytes_ = 0;
+  std::string path_;
+};
+
+/// Reads exactly n_bytes at offset through pread (no mapping, so nothing counts towards this
+/// process's memory).
+class RandomAccessFile {
+ public:
+  static Result<RandomAccessFile> open(const std::string& path);
+  RandomAccessFile() = default;
+  RandomAccessFile(RandomAccessFile&& other) noexcept { *this = std::move(other); }
+  RandomAccessFile& operator=(RandomAccessFile&& other) noexcept;
+  ~RandomAccessFile();
+  Status read(uint64_t offset, void* out, uint64_t n_bytes) const;
+  uint64_t size_bytes() const { return size_bytes_; }
+  const std::string& path() const { return path_; }
+
+ private:
+  int fd_ = -1;
+  uint64_t size_bytes_ = 0;
+  std::string path_;
+};
+
+/// Anonymous zeroed pages, huge ones asked for from 2 MiB on; nullptr when the system has none.
+std::byte* map_pages(uint64_t n_bytes);
+void unmap_pages(std::byte* data, uint64_t n_bytes);
+
+/// Processors this process may use: the affinity mask, cut by the cgroup's CPU quota (rounded up);
+/// at least 1.
+int usable_cpus();
+
+/// The smaller of the machine's memory and the cgroup's limit.
+uint64_t total_memory_bytes();
+/// What could be allocated now without swapping (MemAvailable, cut by what the cgroup has left).
+uint64_t available_memory_bytes();
+/// This process's peak resident set (VmHWM), 0 where the system doesn't say.
+uint64_t peak_resident_bytes();
+
+/// The folder of the running executable, "" if unknown.
+std::string executable_dir();
+
+/// Does the file descriptor (0, 1, 2) belong to a terminal? Its width in columns (80 if unknown).
+bool is_terminal(int fd);
+int terminal_columns();
+
+}  // namespace exo

@@ -1,0 +1,314 @@
+#include <fcntl.h>
+#include <fmt/core.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "base/os.h"
+
+namespace exo {
+namespace {
+
+Status errno_status(std::string_view what, const std::string& path) {
+  const int error = errno;
+  std::string message = fmt::format("{}: cannot {}: {}", path, what, std::strerror(error));
+  if (error == ENOENT) return not_found(std::move(message));
+  if (error == ENOSPC || error == ENOMEM) return resource_exhausted(std::move(message));
+  return failed_precondition(std::move(message));
+}
+
+// A descriptor closed at the end of its scope.
+class Fd {
+ public:
+  explicit Fd(int fd) : fd_(fd) {}
+  Fd(const Fd&) = delete;
+  Fd& operator=(const Fd&) = delete;
+  ~Fd() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const { return fd_; }
+  int release() { return std::exchange(fd_, -1); }
+
+ private:
+  int fd_;
+};
+
+Result<uint64_t> regular_file_size(int fd, const std::string& path) {
+  struct stat st {};
+  if (::fstat(fd, &st) != 0) return errno_status("stat", path);
+  if (!S_ISREG(st.st_mode)) return invalid_argument(path + ": expected a regular file");
+  return static_cast<uint64_t>(st.st_size);
+}
+
+Status write_all(int fd, std::string_view bytes, const std::string& path) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_status("write", path);
+    bytes.remove_prefix(static_cast<size_t>(n));
+  }
+  return ok_status();
+}
+
+// The number after `key` in a "Key:   123 kB" file, in bytes; 0 if there is none.
+uint64_t proc_kb(const char* file, std::string_view key) {
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);) {
+    if (line.starts_with(key)) return std::strtoull(line.c_str() + key.size(), nullptr, 10) * 1024;
+  }
+  return 0;
+}
+
+std::string first_line(const std::string& path) {
+  std::ifstream in(path);
+  std::string line;
+  std::getline(in, line);
+  return line;
+}
+
+// This process's cgroup v2 folder, "" if there is none.
+std::string cgroup_dir() {
+  std::ifstream in("/proc/self/cgroup");
+  for (std::string line; std::getline(in, line);) {
+    if (line.starts_with("0::")) return "/sys/fs/cgroup" + line.substr(3);
+  }
+  return "";
+}
+
+// The smallest value of a memory file from this cgroup up to the root; UINT64_MAX when unlimited.
+uint64_t cgroup_memory_limit() {
+  uint64_t limit = UINT64_MAX;
+  for (std::filesystem::path dir = cgroup_dir(); dir.string().size() >= 14;
+       dir = dir.parent_path()) {
+    const std::string text = first_line(dir / "memory.max");
+    if (!text.empty() && text != "max")
+      limit = std::min<uint64_t>(limit, std::strtoull(text.c_str(), nullptr, 10));
+  }
+  return limit;
+}
+
+}  // namespace
+
+Result<std::string> read_file(const std::string& path, uint64_t max_bytes) {
+  EXO_ASSIGN_OR_RETURN(RandomAccessFile file, RandomAccessFile::open(path));
+  if (file.size_bytes() > max_bytes) {
+    return invalid_argument(
+        fmt::format("{}: has {} bytes, expected at most {}", path, file.size_bytes(), max_bytes));
+  }
+  std::string bytes(file.size_bytes(), '\0');
+  EXO_RETURN_IF_ERROR(file.read(0, bytes.data(), bytes.size()));
+  return bytes;
+}
+
+Status fsync_path(const std::string& path) {
+  Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) return errno_status("open", path);
+  if (::fsync(fd.get()) != 0) return errno_status("fsync", path);
+  return ok_status();
+}
+
+Status write_file_atomic(const std::string& path, std::string_view bytes) {
+  const std::string temporary = fmt::format("{}.tmp.{}", path, ::getpid());
+  Status status = [&]() -> Status {
+    Fd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+    if (fd.get() < 0) return errno_status("create", temporary);
+    EXO_RETURN_IF_ERROR(write_all(fd.get(), bytes, temporary));
+    if (::fsync(fd.get()) != 0) return errno_status("fsync", temporary);
+    if (::rename(temporary.c_str(), path.c_str()) != 0)
+      return errno_status("rename to " + path, temporary);
+    return ok_status();
+  }();
+  if (!status.ok()) {
+    ::unlink(temporary.c_str());
+    return status;
+  }
+  const std::string parent = std::filesystem::path(path).parent_path().string();
+  return fsync_path(parent.empty() ? "." : parent);
+}
+
+Result<uint64_t> file_size(const std::string& path) {
+  struct stat st {};
+  if (::stat(path.c_str(), &st) != 0) return errno_status("stat", path);
+  return static_cast<uint64_t>(st.st_size);
+}
+
+Result<uint64_t> disk_free_bytes(const std::string& path) {
+  std::error_code ignored;
+  std::filesystem::path p = std::filesystem::absolute(path, ignored);
+  while (!std::filesystem::exists(p, ignored) && p.has_parent_path() && p != p.parent_path())
+    p = p.parent_path();
+  struct statvfs fs {};
+  if (::statvfs(p.c_str(), &fs) != 0) return errno_status("statvfs", p.string());
+  return static_cast<uint64_t>(fs.f_bavail) * fs.f_frsize;
+}
+
+Result<MappedFile> MappedFile::open(const std::string& path) {
+  Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) return errno_status("open", path);
+  MappedFile file;
+  file.path_ = path;
+  EXO_ASSIGN_OR_RETURN(file.size_bytes_, regular_file_size(fd.get(), path));
+  if (file.size_bytes_ == 0) return file;
+  void* data = ::mmap(nullptr, file.size_bytes_, PROT_READ, MAP_SHARED, fd.get(), 0);
+  if (data == MAP_FAILED) return errno_status("map", path);
+  file.data_ = static_cast<std::byte*>(data);
+  return file;
+}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_bytes_, other.size_bytes_);
+  std::swap(path_, other.path_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(data_, size_bytes_);
+}
+
+void MappedFile::advise(uint64_t offset, uint64_t n_bytes, Advice advice) const {
+  if (data_ == nullptr || offset >= size_bytes_) return;
+  const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  uint64_t begin = offset, end = std::min(offset + n_bytes, size_bytes_);
+  int flag = MADV_NORMAL;
+  switch (advice) {
+    case Advice::normal:
+      break;
+    case Advice::sequential:
+      flag = MADV_SEQUENTIAL;
+      break;
+    case Advice::random:
+      flag = MADV_RANDOM;
+      break;
+    case Advice::will_need:
+      flag = MADV_WILLNEED;
+      break;
+    case Advice::dont_need:
+      flag = MADV_DONTNEED;
+      break;
+#ifdef MADV_HUGEPAGE
+    case Advice::huge_pages:
+      flag = MADV_HUGEPAGE;
+      break;
+#else
+    case Advice::huge_pages:
+      return;
+#endif
+  }
+  if (advice == Advice::dont_need) {
+    begin = (begin + page - 1) / page * page;
+    end = end == size_bytes_ ? end : end / page * page;
+  } else {
+    begin = begin / page * page;
+  }
+  if (begin < end) ::madvise(data_ + begin, end - begin, flag);
+}
+
+Result<RandomAccessFile> RandomAccessFile::open(const std::string& path) {
+  Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) return errno_status("open", path);
+  RandomAccessFile file;
+  file.path_ = path;
+  EXO_ASSIGN_OR_RETURN(file.size_bytes_, regular_file_size(fd.get(), path));
+  file.fd_ = fd.release();
+  return file;
+}
+
+RandomAccessFile& RandomAccessFile::operator=(RandomAccessFile&& other) noexcept {
+  std::swap(fd_, other.fd_);
+  std::swap(size_bytes_, other.size_bytes_);
+  std::swap(path_, other.path_);
+  return *this;
+}
+
+RandomAccessFile::~RandomAccessFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+Status RandomAccessFile::read(uint64_t offset, void* out, uint64_t n_bytes) const {
+  auto* p = static_cast<char*>(out);
+  while (n_bytes > 0) {
+    const ssize_t n =
+        ::pread(fd_, p, std::min<uint64_t>(n_bytes, uint64_t{1} << 30), static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_status("read", path_);
+    if (n == 0)
+      return data_loss(
+          fmt::format("{}: ends at byte {}, {} more were expected", path_, offset, n_bytes));
+    p += n;
+    offset += static_cast<uint64_t>(n);
+    n_bytes -= static_cast<uint64_t>(n);
+  }
+  return ok_status();
+}
+
+std::byte* map_pages(uint64_t n_bytes) {
+  void* p = ::mmap(nullptr, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) return nullptr;
+#ifdef MADV_HUGEPAGE
+  if (n_bytes >= uint64_t{2} << 20) ::madvise(p, n_bytes, MADV_HUGEPAGE);
+#endif
+  return static_cast<std::byte*>(p);
+}
+
+void unmap_pages(std::byte* data, uint64_t n_bytes) { ::munmap(data, n_bytes); }
+
+int usable_cpus() {
+  int n = static_cast<int>(std::thread::hardware_concurrency());
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (::sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
+  for (std::filesystem::path dir = cgroup_dir(); dir.string().size() >= 14;
+       dir = dir.parent_path()) {
+    const std::string text = first_line(dir / "cpu.max");  // "max 100000" or "150000 100000"
+    char* end = nullptr;
+    const double quota = std::strtod(text.c_str(), &end);
+    const double period = end == text.c_str() ? 0 : std::strtod(end, nullptr);
+    if (quota > 0 && period > 0) n = std::min(n, static_cast<int>(std::ceil(quota / period)));
+  }
+  return std::max(n, 1);
+}
+
+uint64_t total_memory_bytes() {
+  return std::min(proc_kb("/proc/meminfo", "MemTotal:"), cgroup_memory_limit());
+}
+
+uint64_t available_memory_bytes() {
+  uint64_t available = proc_kb("/proc/meminfo", "MemAvailable:");
+  const uint64_t limit = cgroup_memory_limit();
+  if (limit != UINT64_MAX) {
+    const uint64_t used =
+        std::strtoull(first_line(cgroup_dir() + "/memory.current").c_str(), nullptr, 10);
+    available = std::min(available, limit > used ? limit - used : 0);
+  }
+  return available;
+}
+
+uint64_t peak_resident_bytes() { return proc_kb("/proc/self/status", "VmHWM:"); }
+
+std::string executable_dir() {
+  std::error_code error;
+  const auto path = std::filesystem::read_symlink("/proc/self/exe", error);
+  return error ? "" : path.parent_path().string();
+}
+
+bool is_terminal(int fd) { return ::isatty(fd) == 1; }
+
+int terminal_columns() {
+  struct winsize size {};
+  if (::ioctl(2, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+  return 80;
+}
+
+}  // namespace exo

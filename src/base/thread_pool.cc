@@ -1,0 +1,102 @@
+#include "base/thread_pool.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <chrono>
+
+namespace exo {
+namespace {
+
+constexpr uint64_t kInsideMask = 0xFFFF;
+constexpr uint64_t kOpen = uint64_t{1} << 16;
+constexpr int kGenerationShift = 17;
+// About 50 us of spinning: longer than the serial gaps inside a forward, shorter than a scheduler
+// tick.
+constexpr int kSpins = 2000;
+
+void cpu_relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int n_threads) {
+  for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { work(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  stop_.store(true);
+  gate_.fetch_add(uint64_t{1} << kGenerationShift);
+  gate_.notify_all();
+  for (auto& w : workers_) w.join();
+}
+
+void ThreadPool::run_tasks(int thread) {
+  for (;;) {
+    const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
+    if (task >= n_tasks_) return;
+    call_(fn_, task, thread);
+  }
+}
+
+void ThreadPool::run(int64_t n_tasks, Call call, void* fn) {
+  if (n_tasks <= 0) return;
+  if (workers_.empty() || n_tasks == 1) {
+    for (int64_t task = 0; task < n_tasks; ++task) call(fn, task, 0);
+    return;
+  }
+  n_tasks_ = n_tasks;
+  call_ = call;
+  fn_ = fn;
+  next_task_.store(0, std::memory_order_relaxed);
+  const uint64_t generation = (gate_.load(std::memory_order_relaxed) >> kGenerationShift) + 1;
+  gate_.store(generation << kGenerationShift | kOpen);  // seq_cst: ordered with n_parked_ below
+  if (n_parked_.load() > 0) gate_.notify_all();
+  run_tasks(0);
+  gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
+  for (int spin = 0;; ++spin) {
+    const uint64_t gate = gate_.load(std::memory_order_acquire);
+    if ((gate & kInsideMask) == 0) return;
+    if (spin < kSpins) {
+      cpu_relax();
+    } else {
+      gate_.wait(gate, std::memory_order_acquire);
+    }
+  }
+}
+
+void ThreadPool::work(int thread) {
+  uint64_t seen = 0;  // the last generation this worker has taken part in or missed
+  int spins = 0;
+  for (;;) {
+    uint64_t gate = gate_.load(std::memory_order_acquire);
+    const uint64_t generation = gate >> kGenerationShift;
+    if (stop_.load(std::memory_order_relaxed)) return;
+    if (generation == seen || (gate & kOpen) == 0) {
+      if (++spins < kSpins) {
+        cpu_relax();
+        continue;
+      }
+      n_parked_.fetch_add(1);
+      gate_.wait(gate);  // returns at once if the gate has moved since
+      n_parked_.fetch_sub(1);
+      spins = 0;
+      continue;
+    }
+    if (!gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acq_rel)) continue;
+    seen = generation;
+    spins = 0;
+    run_tasks(thread);
+    // The last one out wakes a caller that has begun to wait.
+    if (((gate_.fetch_sub(1, std::memory_order_acq_rel) - 1) & (kInsideMask | kOpen)) == 0)
+      gate_.notify_all();
+  }
+}
+
+}  // namespace exo

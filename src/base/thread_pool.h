@@ -1,0 +1,59 @@
+/// One pool of threads for all operations of an engine.
+///
+/// parallel_for hands out task numbers dynamically; which thread runs a task never changes what the
+/// task computes, so results don't depend on the number of threads. Between calls workers spin
+/// briefly (a layer's next operation comes within microseconds) and then park on a futex. The
+/// caller always works too, and at the end waits only for workers that have actually begun: a
+/// worker that the system never scheduled (a busy machine) costs nothing.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace exo {
+
+class ThreadPool {
+ public:
+  /// n_threads >= 1 counts the caller; n_threads - 1 workers are started.
+  explicit ThreadPool(int n_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int n_threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  /// Calls f(task, thread) once for every task in [0, n_tasks), thread in [0, n_threads()); returns
+  /// when all are done. f must not call parallel_for of the same pool and must not throw. One
+  /// caller at a time.
+  template <typename F>
+  void parallel_for(int64_t n_tasks, F&& f) {
+    using Fn = std::remove_reference_t<F>;
+    run(
+        n_tasks, [](void* fn, int64_t task, int thread) { (*static_cast<Fn*>(fn))(task, thread); },
+        const_cast<void*>(static_cast<const void*>(&f)));
+  }
+
+ private:
+  using Call = void (*)(void* fn, int64_t task, int thread);
+  void run(int64_t n_tasks, Call call, void* fn);
+  void work(int thread);
+  void run_tasks(int thread);
+
+  // gate_: generation << 17 | open << 16 | workers inside. A worker enters by a compare-and-swap
+  // that succeeds only while its generation is open; the caller closes the gate when tasks have run
+  // out and waits for 'inside' == 0.
+  alignas(64) std::atomic<uint64_t> gate_{0};
+  alignas(64) std::atomic<int64_t> next_task_{0};
+  alignas(64) std::atomic<int> n_parked_{0};
+  int64_t n_tasks_ = 0;
+  Call call_ = nullptr;
+  void* fn_ = nullptr;
+  std::atomic<bool> stop_{false};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace exo

@@ -1,0 +1,33 @@
+/// The instruction sets that this room has bodies for, and which of them this machine runs.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "base/status.h"
+#include "ops/ops.h"
+
+namespace exo::kernels::cpu {
+
+/// Ascending capability on one architecture. avx512 means F, BW, DQ, VL, VNNI, VBMI and BF16-less
+/// code (Ice Lake on); amx is avx512 with AMX-TILE, AMX-INT8, AMX-BF16 and AVX512-BF16 (Sapphire
+/// Rapids on).
+enum class Isa { reference, avx2, avx512, amx, neon };
+
+std::string_view to_string(Isa isa);
+/// "auto" is the best one; an unknown name, or one this machine lacks, is an error that lists those
+/// it has.
+Result<Isa> parse_isa(std::string_view name);
+/// Those this machine (processor, operating system, hypervisor) runs, `reference` first, best last.
+/// AMX needs the kernel's permission for tile data (arch_prctl ARCH_REQ_XCOMP_PERM), which is asked
+/// for here once.
+std::span<const Isa> supported_isas();
+/// The features this code looks for and found, for `exo bench`: "avx2 fma f16c avx512f avx512_vnni
+/// amx_int8 ...".
+std::string describe_features();
+
+/// The operations' bodies on one instruction set. Precondition: isa is in supported_isas().
+const ops::OpTable& table(Isa isa);
+
+}  // namespace exo::kernels::cpu

@@ -1,0 +1,37 @@
+/// The matrix micro-kernels behind ops::linear, ops::head_linear, ops::experts and the expanded
+/// attention: one function per (activation type, weight format, instruction set), each in its own
+/// file matmul_<activation>_<isa>.cc. Whoever schedules (linear.cc, experts.cc, mla_expanded.cc)
+/// cuts the work into MatmulTasks; a kernel never threads.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/isa.h"
+#include "tensor/packed.h"
+
+namespace exo::kernels::cpu {
+
+/// out[r - row_begin, n - 16 * panel_begin] (=, or += with accumulate) sum_k x[r, k] * w[n, k]
+/// for r in [row_begin, row_begin + n_rows), n in the panels [panel_begin, panel_begin + n_panels),
+/// n < w->n_out.
+struct MatmulTask {
+  const PackedRows* x = nullptr;
+  int64_t row_begin = 0;  ///< a multiple of 16
+  int64_t n_rows = 0;
+  const PackedMatrix* w = nullptr;
+  int64_t panel_begin = 0;
+  int64_t n_panels = 0;
+  float* out = nullptr;
+  int64_t out_stride = 0;  ///< floats between rows of out
+  bool accumulate = false;
+  std::byte* scratch = nullptr;  ///< this thread's, kMatmulScratchBytes, 64-aligned
+};
+inline constexpr int64_t kMatmulScratchBytes = 512 << 10;
+
+using MatmulKernel = void (*)(const MatmulTask& task);
+
+/// The kernel for these operands on this instruction set; never null for the pairs that
+/// ops::LinearArgs allows.
+MatmulKernel find_matmul(Isa isa, DType activation, WeightFormat format);
+
+}  // namespace exo::kernels::cpu

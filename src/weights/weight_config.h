@@ -1,0 +1,92 @@
+/// WeightConfig: the manifest of a weight cache. It maps an operation's path
+/// ("layers.3.mlp.experts.gate_up") to the bytes that stage 3 maps: file, offset, format, shape,
+/// layout, checksum. Stage 1 writes it, stage 3 reads nothing else of stage 1. docs/tensor_file.md
+/// is the format's description.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "base/os.h"
+#include "base/status.h"
+#include "tensor/packed.h"
+#include "tensor/tensor_view.h"
+
+namespace exo::weights {
+
+/// Bumped whenever a cache of an older build can't be used any more.
+inline constexpr int kCacheVersion = 1;
+
+enum class Layout : uint8_t {
+  plain,   ///< row-major [shape], dtype
+  packed,  ///< `count` packed matrices of tensor/packed.h, equal in shape, one after the other
+};
+
+struct WeightEntry {
+  std::string file;           ///< relative to the manifest
+  uint64_t offset_bytes = 0;  ///< of the data; a multiple of 64
+  uint64_t n_bytes = 0;       ///< all parts (tiles, scales, sums) together
+  Layout layout = Layout::plain;
+  // plain
+  DType dtype = DType::f32;
+  std::vector<int64_t> shape;
+  // packed: matrix i begins at offset_bytes + i * matrix_bytes: tiles, then row_scales, row_sums or
+  // block_scales, each aligned to 64 bytes
+  WeightFormat format = WeightFormat::bf16;
+  bool gate_up = false;
+  int64_t count = 1;  ///< experts, heads, or 1
+  int64_t n_out = 0, n_in = 0;
+  int64_t k_block = 0;  ///< fp8
+  uint64_t matrix_bytes = 0;
+  uint64_t checksum = 0;  ///< xxh3-64 of the n_bytes
+};
+
+/// The bytes of one packed matrix with its scales, as entries hold it.
+uint64_t packed_matrix_bytes(WeightFormat format, int64_t n_out, int64_t n_in, int64_t k_block);
+
+struct WeightConfig {
+  int version = kCacheVersion;
+  uint64_t source_hash = 0;  ///< Checkpoint::header_hash
+  std::string format;        ///< as asked for: "bf16", "int4,attention=int8"
+  int64_t layer_begin = 0, layer_end = 0;
+  std::map<std::string, WeightEntry> entries;
+  std::map<std::string, uint64_t> file_bytes;  ///< size of every tensor file
+
+  Json to_json() const;
+  static Result<WeightConfig> from_json(const Json& json, const std::string& where);
+};
+
+/// A cache, mapped. Sizes and the manifest are checked on opening, contents only by verify().
+class WeightCache {
+ public:
+  static Result<WeightCache> open(const std::string& folder);
+  const WeightConfig& config() const { return config_; }
+  const std::string& folder() const { return folder_; }
+
+  /// The `count` matrices of a packed entry; an error naming file, path, expected and found if it
+  /// isn't there or is of another shape. n_out is that of one matrix (2 * align_up(n_inter, 16) for
+  /// gate_up).
+  Result<std::vector<PackedMatrix>> matrices(const std::string& path, int64_t count, int64_t n_out,
+                                             int64_t n_in, bool gate_up = false) const;
+  Result<PackedMatrix> matrix(const std::string& path, int64_t n_out, int64_t n_in,
+                              bool gate_up = false) const;
+  /// A plain tensor of exactly this dtype and shape.
+  Result<TensorView> tensor(const std::string& path, DType dtype,
+                            std::initializer_list<int64_t> shape) const;
+  bool has(const std::string& path) const { return config_.entries.contains(path); }
+
+  /// Reads every byte and compares checksums.
+  Status verify() const;
+  /// Read-ahead of everything (`--warm`), or huge pages asked for.
+  void advise(MappedFile::Advice advice) const;
+
+ private:
+  std::string folder_;
+  WeightConfig config_;
+  std::map<std::string, MappedFile> files_;
+};
+
+}  // namespace exo::weights
