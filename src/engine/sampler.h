@@ -1,0 +1,48 @@
+/// From logits to a token. The order is llama.cpp's and vLLM's common one: logit bias and undefined
+/// ids, penalties, temperature, then top-k, top-p, min-p on the softmax, then one draw.
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "base/status.h"
+
+namespace exo::engine {
+
+struct SamplingOptions {
+  double temperature = 0;  ///< 0: greedy, the lowest id of the highest logits
+  int32_t top_k = 0;       ///< 0: off
+  double top_p = 1;
+  double min_p = 0;
+  double repetition_penalty = 1;  ///< of tokens in prompt or output (Keskar et al. 2019)
+  double presence_penalty = 0;    ///< of tokens in the output (OpenAI's API)
+  double frequency_penalty = 0;
+  std::vector<std::pair<int32_t, float>> logit_bias;
+  uint64_t seed = 0;  ///< the same seed, logits and options give the same tokens on every machine
+};
+/// Ranges: temperature 0..100, top_p (0, 1], ...; names the option, what was expected and what it
+/// got.
+Status check(const SamplingOptions& options);
+
+class Sampler {
+ public:
+  /// `undefined_ids`: embedding rows that have no token; never sampled.
+  Sampler(SamplingOptions options, std::vector<int32_t> undefined_ids);
+
+  /// Tokens that penalties see as part of the prompt.
+  void observe_prompt(std::span<const int32_t> tokens);
+  /// Draws from `logits` [vocab_size], which is not changed, and counts the token as output.
+  int32_t sample(std::span<const float> logits);
+
+ private:
+  SamplingOptions options_;
+  std::vector<int32_t> undefined_ids_;
+  std::mt19937_64 random_;
+  std::vector<int32_t> prompt_counts_, output_counts_;  ///< [vocab_size], grown on demand
+  std::vector<std::pair<float, int32_t>> candidates_;   ///< scratch
+};
+
+}  // namespace exo::engine
