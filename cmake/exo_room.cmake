@@ -35,6 +35,10 @@ elseif(EXO_SANITIZE STREQUAL "thread")
   target_link_options(exo_flags INTERFACE -fsanitize=thread)
 endif()
 
+if(EXO_BUILD_FUZZERS)
+  target_compile_options(exo_flags INTERFACE -fsanitize=fuzzer-no-link)  # coverage of the rooms, not of the target alone
+endif()
+
 function(exo_room name)
   cmake_parse_arguments(ROOM "" "" "MAY_INCLUDE;LIBS" ${ARGN})
   string(REPLACE "/" "_" target ${name})

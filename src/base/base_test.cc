@@ -61,7 +61,27 @@ TEST(Os, FilesAreWrittenWholeAndReadBack) {
   EXPECT_EQ(static_cast<char>(mapped->data()[0]), 'w');
   EXPECT_EQ(read_file((dir / "none").string(), 1).status().code(), StatusCode::not_found);
   EXPECT_FALSE(read_file(dir.string(), 1).ok());
+  {
+    auto unfinished = AtomicFile::create(path);
+    ASSERT_TRUE(unfinished.ok());
+    ASSERT_TRUE(unfinished->append("x", 1).ok());
+  }
+  EXPECT_EQ(*read_file(path, 100), "world!");
+  auto finished = AtomicFile::create(path);
+  ASSERT_TRUE(finished.ok());
+  ASSERT_TRUE(finished->append("ab", 2).ok());
+  ASSERT_TRUE(finished->append("c", 1).ok());
+  EXPECT_EQ(finished->size_bytes(), 3u);
+  EXPECT_EQ(*read_file(path, 100), "world!");
+  ASSERT_TRUE(finished->commit().ok());
+  EXPECT_EQ(*read_file(path, 100), "abc");
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir), {}), 1);  // no temporary left
+  {
+    auto lock = FileLock::acquire(path + ".lock");
+    ASSERT_TRUE(lock.ok());
+    EXPECT_EQ(FileLock::acquire(path + ".lock").status().code(), StatusCode::failed_precondition);
+  }
+  EXPECT_TRUE(FileLock::acquire(path + ".lock").ok());
   std::filesystem::remove_all(dir);
   EXPECT_GE(usable_cpus(), 1);
   EXPECT_GT(total_memory_bytes(), uint64_t{1} << 20);

@@ -18,6 +18,41 @@ Result<std::string> read_file(const std::string& path, uint64_t max_bytes);
 /// the whole new one.
 Status write_file_atomic(const std::string& path, std::string_view bytes);
 
+/// A file written piece by piece that gets its name only when it is whole: bytes go to `path +
+/// ".tmp.<pid>"`, commit() fsyncs it, renames it over `path` and fsyncs the folder. Destroyed
+/// uncommitted it leaves nothing; a killed process leaves the .tmp file.
+class AtomicFile {
+ public:
+  static Result<AtomicFile> create(const std::string& path);
+  AtomicFile() = default;
+  AtomicFile(AtomicFile&& other) noexcept { *this = std::move(other); }
+  AtomicFile& operator=(AtomicFile&& other) noexcept;
+  ~AtomicFile();
+  Status append(const void* data, uint64_t n_bytes);
+  Status commit();
+  uint64_t size_bytes() const { return size_bytes_; }
+
+ private:
+  std::string temporary() const;
+  int fd_ = -1;
+  uint64_t size_bytes_ = 0;
+  std::string path_;
+};
+
+/// An exclusive lock on the file `path` (made if missing, left behind), given up on destruction and
+/// by the death of the process. acquire() doesn't wait: failed_precondition if another holds it.
+class FileLock {
+ public:
+  static Result<FileLock> acquire(const std::string& path);
+  FileLock() = default;
+  FileLock(FileLock&& other) noexcept { *this = std::move(other); }
+  FileLock& operator=(FileLock&& other) noexcept;
+  ~FileLock();
+
+ private:
+  int fd_ = -1;
+};
+
 /// Flushes a file's or a folder's data to the disk.
 Status fsync_path(const std::string& path);
 

@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <fmt/core.h>
 #include <sched.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -119,22 +120,68 @@ Status fsync_path(const std::string& path) {
 }
 
 Status write_file_atomic(const std::string& path, std::string_view bytes) {
-  const std::string temporary = fmt::format("{}.tmp.{}", path, ::getpid());
-  Status status = [&]() -> Status {
-    Fd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-    if (fd.get() < 0) return errno_status("create", temporary);
-    EXO_RETURN_IF_ERROR(write_all(fd.get(), bytes, temporary));
-    if (::fsync(fd.get()) != 0) return errno_status("fsync", temporary);
-    if (::rename(temporary.c_str(), path.c_str()) != 0)
-      return errno_status("rename to " + path, temporary);
-    return ok_status();
-  }();
-  if (!status.ok()) {
-    ::unlink(temporary.c_str());
-    return status;
-  }
-  const std::string parent = std::filesystem::path(path).parent_path().string();
+  EXO_ASSIGN_OR_RETURN(AtomicFile file, AtomicFile::create(path));
+  EXO_RETURN_IF_ERROR(file.append(bytes.data(), bytes.size()));
+  return file.commit();
+}
+
+std::string AtomicFile::temporary() const { return fmt::format("{}.tmp.{}", path_, ::getpid()); }
+
+Result<AtomicFile> AtomicFile::create(const std::string& path) {
+  AtomicFile file;
+  file.path_ = path;
+  file.fd_ = ::open(file.temporary().c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (file.fd_ < 0) return errno_status("create", file.temporary());
+  return file;
+}
+
+AtomicFile& AtomicFile::operator=(AtomicFile&& other) noexcept {
+  std::swap(fd_, other.fd_);
+  std::swap(size_bytes_, other.size_bytes_);
+  std::swap(path_, other.path_);
+  return *this;
+}
+
+AtomicFile::~AtomicFile() {
+  if (fd_ < 0) return;
+  ::close(fd_);
+  ::unlink(temporary().c_str());
+}
+
+Status AtomicFile::append(const void* data, uint64_t n_bytes) {
+  EXO_RETURN_IF_ERROR(
+      write_all(fd_, std::string_view(static_cast<const char*>(data), n_bytes), temporary()));
+  size_bytes_ += n_bytes;
+  return ok_status();
+}
+
+Status AtomicFile::commit() {
+  if (::fsync(fd_) != 0) return errno_status("fsync", temporary());
+  if (::rename(temporary().c_str(), path_.c_str()) != 0)
+    return errno_status("rename to " + path_, temporary());
+  ::close(std::exchange(fd_, -1));
+  const std::string parent = std::filesystem::path(path_).parent_path().string();
   return fsync_path(parent.empty() ? "." : parent);
+}
+
+Result<FileLock> FileLock::acquire(const std::string& path) {
+  FileLock lock;
+  lock.fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (lock.fd_ < 0) return errno_status("create", path);
+  if (::flock(lock.fd_, LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return errno_status("lock", path);
+    return failed_precondition(path + ": another process holds this lock; wait until it has ended");
+  }
+  return lock;
+}
+
+FileLock& FileLock::operator=(FileLock&& other) noexcept {
+  std::swap(fd_, other.fd_);
+  return *this;
+}
+
+FileLock::~FileLock() {
+  if (fd_ >= 0) ::close(fd_);
 }
 
 Result<uint64_t> file_size(const std::string& path) {

@@ -1,7 +1,8 @@
 /// An official checkpoint folder, read: config.json beside model.safetensors, or beside shards that
 /// model.safetensors.index.json lists. Every byte is untrusted: headers are checked for overlap,
 /// range, size, type, duplicates and JSON faults before a tensor is touched (format:
-/// github.com/huggingface/safetensors, README).
+/// github.com/huggingface/safetensors, README: no holes, no overlap, no bytes behind the last
+/// tensor).
 ///
 /// Tensor data is read with pread into the caller's memory, so that a converter's peak memory is
 /// what it asks for.
@@ -35,10 +36,15 @@ Result<std::map<std::string, TensorInfo>> parse_safetensors_header(std::string_v
                                                                    uint64_t file_bytes,
                                                                    std::string_view where);
 
+/// Widens stored elements to f32. F32, F16, BF16, F8_E4M3 (unscaled) and F8_E8M0; another dtype is
+/// an error. in: out.size() elements.
+Status widen_to_f32(DType dtype, std::span<const std::byte> in, std::span<float> out);
+
 class Checkpoint {
  public:
-  /// Opens every file's header. Missing shards, and tensors that the index and the shards disagree
-  /// on, are errors.
+  /// Opens every file's header. Missing shards and tensors that the index promises and a shard
+  /// doesn't hold are errors; a tensor that the index doesn't list for its shard is ignored with a
+  /// warning. model.safetensors is preferred when both forms are there, as in transformers.
   static Result<Checkpoint> open(const std::string& folder);
   /// One safetensors file (a reference file of goldens, say).
   static Result<Checkpoint> open_file(const std::string& path);
@@ -49,14 +55,15 @@ class Checkpoint {
   Result<TensorInfo> find(const std::string& name) const;
   uint64_t total_bytes() const;
 
-  /// xxh3-64 over every file's name, size and header: what a weight cache is keyed by. The data
-  /// itself isn't read.
+  /// xxh3-64 over every file's name, size, header and eight 64-byte samples of its data: what a
+  /// weight cache is keyed by. (V3, R1 and R1-0528 have equal headers; the samples tell them
+  /// apart.)
   uint64_t header_hash() const { return header_hash_; }
 
   /// Raw bytes [begin, begin + n) of a tensor.
   Status read_bytes(const TensorInfo& tensor, uint64_t begin, std::span<std::byte> out) const;
   /// Rows [row_begin, row_begin + n_rows) of a matrix (or of a vector seen as [n, 1]) widened to
-  /// f32. F32, F16, BF16 and F8_E4M3 (unscaled). out: [n_rows, n_cols].
+  /// f32 as widen_to_f32 does. out: [n_rows, n_cols].
   Status read_rows_f32(const std::string& name, int64_t row_begin, int64_t n_rows,
                        std::span<float> out) const;
   /// A whole tensor as f32.
