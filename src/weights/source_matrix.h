@@ -21,15 +21,17 @@ struct BlockScales {
 
 /// Rows of a matrix, read on demand. A view may select a row range (one head of kv_b_proj) and be
 /// transposed (W_UK for the absorbed form): then rows are the stored columns and row reads are
-/// served from a copy of the range in memory.
+/// served from a copy of the range in memory. The checkpoint must outlive its matrices. Reads of
+/// one matrix by several threads are safe.
 class SourceMatrix {
  public:
   /// The 2-D tensor `name`; its scales are `name + "_scale_inv"` when it is F8_E4M3 (F32 or UE8M0),
   /// with `block_rows` x `block_cols` from quantization_config.weight_block_size.
   static Result<SourceMatrix> open(const Checkpoint& checkpoint, const std::string& name,
                                    int64_t block_rows, int64_t block_cols);
-  /// Rows [begin, begin + n) of this one.
+  /// Rows [begin, begin + n) of this one; data_loss if it has fewer.
   Result<SourceMatrix> slice_rows(int64_t begin, int64_t n) const;
+  /// Once only; slice first.
   Result<SourceMatrix> transposed() const;
 
   const std::string& name() const;
@@ -48,6 +50,10 @@ class SourceMatrix {
 
  private:
   struct State;
+  Status check_range(int64_t row_begin, int64_t n_rows, size_t n_out) const;
+  /// Rows of this view as stored bytes. out: [n_rows, n_cols()] elements.
+  Status read_stored(int64_t row_begin, int64_t n_rows, std::span<std::byte> out) const;
+  bool scales_are_uniform(int64_t k_block) const;
   std::shared_ptr<const State> state_;
   int64_t row_begin_ = 0, n_rows_ = 0;
   bool transposed_ = false;
