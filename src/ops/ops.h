@@ -49,16 +49,22 @@ struct AddArgs {
 };
 
 /// Brings rows into the layout and type of a matrix product's left operand (tensor/packed.h).
-/// bf16: round to nearest even. i8: scale = max|x| / 127 per row (0 when the row is zero), q =
-/// round(x / scale).
+/// bf16: round to nearest even. i8, per row with a = max|x|: scale = a / 127, q = round(x * (127 /
+/// a)), nearest even; a row with a < 1e-30 is zero (scale 0); a row with a NaN or an infinity has
+/// scale NaN and q = 0, so that it comes out as NaN everywhere.
 struct PackRowsArgs {
   TensorView x;    ///< [n_rows, n_cols] f32
   PackedRows out;  ///< dtype, n_rows, n_cols and memory set by the caller (take_packed_rows)
 };
 
+/// The longest row of a weight matrix: 127 * 127 * 131072 still fits an int32 sum.
+inline constexpr int64_t kMaxMatmulCols = 131072;
+
 /// out[i, n] = sum_k x[i, k] * w[n, k], f32.  Pairs of x.dtype and w.format: f32 with every format
-/// (weights widened to f32; an fp8 block's scale multiplies the block's f32 sum), bf16 with bf16
-/// and fp8, i8 with int8 and int4.
+/// (weights widened to f32; an fp8 block's scale multiplies the block's f32 sum, an integer row's
+/// scale the whole sum), bf16 with bf16 and fp8, i8 with int8 and int4. n_in <= kMaxMatmulCols.
+/// i8: out = f32(exact int32 sum) * (x.scales[i] * w.row_scales[n]), each product rounded once (no
+/// fused multiply-add, also not when accumulating): the same bits on every instruction set.
 struct LinearArgs {
   PackedRows x;             ///< [n_rows, n_in]
   const PackedMatrix* w;    ///< [n_out, n_in]
@@ -114,6 +120,9 @@ struct RouterConfig {
 };
 
 /// Chosen experts and their weights. Ties go to the lower index. Output order: ascending expert id.
+/// Weights: the chosen scores without the bias; noaux_tc: divided by their sum (norm_topk_prob) and
+/// then scaled; the V2 selections: divided by their sum (norm_topk_prob and top_k > 1), or else
+/// scaled. NaN scores still give distinct ids.
 struct SelectExpertsArgs {
   RouterConfig config;
   TensorView logits;   ///< [n_tokens, n_experts] f32
@@ -259,6 +268,10 @@ Result<PackedRows> pack(const TensorView& x, DType dtype, OpContext& ctx);
 DType activation_dtype(WeightFormat format, bool fp32_compute);
 
 /// Upper bounds of the arena bytes that an operation takes, for stage 2 (n_threads of the pool).
+/// Operations not named here take none.
+inline constexpr int64_t kThreadScratchBytes = 512 << 10;  ///< of each thread, in every product
+int64_t linear_scratch_bytes(int n_threads);
+int64_t select_experts_scratch_bytes(int64_t n_experts, int n_threads);
 int64_t head_linear_scratch_bytes(int64_t n_rows, int64_t n_heads, int64_t n_in, int64_t n_out,
                                   int n_threads);
 int64_t experts_scratch_bytes(int64_t n_tokens, int64_t top_k, int64_t n_experts,

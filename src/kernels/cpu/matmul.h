@@ -26,7 +26,7 @@ struct MatmulTask {
   bool accumulate = false;
   std::byte* scratch = nullptr;  ///< this thread's, kMatmulScratchBytes, 64-aligned
 };
-inline constexpr int64_t kMatmulScratchBytes = 512 << 10;
+inline constexpr int64_t kMatmulScratchBytes = ops::kThreadScratchBytes;
 
 using MatmulKernel = void (*)(const MatmulTask& task);
 
