@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "engine/sampler.h"
 #include "kernels/cpu/isa.h"
 #include "model/model.h"
 
@@ -18,7 +17,8 @@ struct EngineOptions {
   std::string cache_folder;  ///< of stage 1
   model::Plan plan;          ///< of stage 2
   kernels::cpu::Isa isa = kernels::cpu::Isa::reference;
-  int n_threads = 1;
+  /// Receives the inner tensors of prompts (prefill), never of decode. With it attention
+  /// probabilities may be wanted, which only the reference attention gives: it is then used.
   ops::Capture* capture = nullptr;
 };
 
@@ -27,6 +27,7 @@ using SequenceId = int32_t;
 
 class Engine {
  public:
+  /// Maps the weights and creates the state. Threads: plan.limits.n_threads.
   static Result<std::unique_ptr<Engine>> create(EngineOptions options);
   ~Engine();
 
@@ -39,18 +40,20 @@ class Engine {
   /// Takes back all but the first `n` tokens (speculation, an edited chat). Pages are freed.
   Status truncate(SequenceId id, int64_t n);
 
-  /// Which rows' logits a forward should give.
-  enum class Want { none, last, all };
-  /// Appends prompt tokens (expanded form), in chunks of limits.max_batch_tokens. With Want::all,
-  /// `on_logits` is called for each chunk in order. Logits are [n_rows, vocab_size] f32, valid
-  /// during the call. failed_precondition, with nothing changed, when the context or the pages
-  /// don't suffice.
-  using OnLogits = std::function<Status(int64_t first_position, const TensorView& logits)>;
-  Status prefill(SequenceId id, std::span<const int32_t> tokens, Want want,
+  /// Appends prompt tokens (expanded form), in chunks of limits.max_batch_tokens. `wanted` are the
+  /// indices into `tokens`, ascending, whose logits are wanted: `on_logits` is called for each
+  /// chunk that has some, in order, with its indices and their logits [n_indices, vocab_size] f32,
+  /// valid during the call. A chunk ends early where it would exceed limits.max_logit_rows.
+  /// failed_precondition when the context or the pages don't suffice. After any error, one of
+  /// `on_logits` included, the sequence is as before.
+  using OnLogits =
+      std::function<Status(std::span<const int32_t> indices, const TensorView& logits)>;
+  Status prefill(SequenceId id, std::span<const int32_t> tokens, std::span<const int32_t> wanted,
                  const OnLogits& on_logits);
 
-  /// Appends one token to each of several sequences (absorbed form) in one forward; logits[i]
-  /// belongs to steps[i].
+  /// Appends one token to each of several sequences (absorbed form) in one forward; row i of the
+  /// logits [n_steps, vocab_size] f32 belongs to steps[i]; valid until the next call. A sequence
+  /// may appear once. Needs limits.max_logit_rows >= n_steps. After an error nothing has changed.
   struct Step {
     SequenceId id;
     int32_t token;

@@ -34,15 +34,27 @@ class Sampler {
 
   /// Tokens that penalties see as part of the prompt.
   void observe_prompt(std::span<const int32_t> tokens);
-  /// Draws from `logits` [vocab_size], which is not changed, and counts the token as output.
-  int32_t sample(std::span<const float> logits);
+  /// Draws from `logits` [vocab_size], which is not changed, and counts the token as output. A NaN
+  /// counts as minus infinity; when no token is left (all NaN or minus infinity) that is an
+  /// internal error and nothing is counted. An infinite logit wins (the lowest id of them).
+  Result<int32_t> sample(std::span<const float> logits);
 
  private:
+  struct Candidate {
+    double logit;
+    int32_t id;
+    double probability;  ///< not normalised: the best one's is 1
+  };
+  void adjust(std::span<const float> logits);
+  int32_t draw();
+
   SamplingOptions options_;
   std::vector<int32_t> undefined_ids_;
   std::mt19937_64 random_;
-  std::vector<int32_t> prompt_counts_, output_counts_;  ///< [vocab_size], grown on demand
-  std::vector<std::pair<float, int32_t>> candidates_;   ///< scratch
+  std::vector<int32_t> prompt_counts_, output_counts_;  ///< by id, grown on demand
+  std::vector<int32_t> seen_;          ///< ids with a count, each once: what penalties go over
+  std::vector<double> adjusted_;       ///< scratch [vocab_size]
+  std::vector<Candidate> candidates_;  ///< scratch
 };
 
 }  // namespace exo::engine
