@@ -82,3 +82,19 @@ function(exo_room name)
     endforeach()
   endif()
 endfunction()
+
+# Hand-written kernels of src/kernels/cpu: *_<isa>.cc is compiled for that instruction set (x86-64 only; each such file
+# is empty elsewhere). Nothing else may be included there that other files also instantiate: the linker could keep the
+# copy with the wider instructions.
+function(exo_isa_flags)
+  if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    return()
+  endif()
+  set(avx2 -mavx2 -mfma -mf16c -mbmi -mbmi2)
+  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mavx512vbmi2)
+  set(amx ${avx512} -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16)
+  foreach(isa avx2 avx512 amx)
+    file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cpu/*_${isa}.cc)
+    set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS "${${isa}}")
+  endforeach()
+endfunction()

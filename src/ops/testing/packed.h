@@ -172,7 +172,9 @@ struct TestContext {
       : pool(n_threads),
         memory(*Buffer::allocate(arena_bytes)),
         arena(memory.data(), memory.size_bytes()) {
-    ctx = {.table = &table, .pool = &pool, .arena = &arena};
+    ctx.table = &table;
+    ctx.pool = &pool;
+    ctx.arena = &arena;
   }
   ThreadPool pool;
   Buffer memory;

@@ -1,0 +1,36 @@
+#include <algorithm>
+
+#include "kernels/cpu/bodies.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/schedule.h"
+#include "ops/checks.h"
+
+namespace exo::kernels::cpu {
+
+Status linear(Isa isa, const ops::LinearArgs& args, ops::OpContext& ctx) {
+  ArenaScope scope(*ctx.arena);
+  const int n_threads = ctx.pool->n_threads();
+  std::byte* scratch = ctx.arena->take_bytes(n_threads * kMatmulScratchBytes);
+  if (scratch == nullptr)
+    return ops::scratch_exhausted("linear", ops::linear_scratch_bytes(n_threads), *ctx.arena);
+  const MatmulKernel kernel = find_matmul(isa, args.x.dtype, args.w->format);
+  const Blocks rows = row_blocks(args.x.n_rows);
+  const Blocks panels = panel_blocks(*args.w, args.x.n_rows, rows.count, n_threads);
+  // Panels outermost: the tasks that run at one time share weights.
+  ctx.pool->parallel_for(rows.count * panels.count, [&](int64_t task, int thread) {
+    const int64_t row = task % rows.count * rows.size, panel = task / rows.count * panels.size;
+    kernel({.x = &args.x,
+            .row_begin = row,
+            .n_rows = std::min(rows.size, args.x.n_rows - row),
+            .w = args.w,
+            .panel_begin = panel,
+            .n_panels = std::min(panels.size, args.w->n_panels() - panel),
+            .out = args.out.row<float>(row) + panel * kPanelRows,
+            .out_stride = args.out.stride(0),
+            .accumulate = args.accumulate,
+            .scratch = scratch + thread * kMatmulScratchBytes});
+  });
+  return ok_status();
+}
+
+}  // namespace exo::kernels::cpu
