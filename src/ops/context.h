@@ -10,6 +10,7 @@
 namespace exo::ops {
 
 struct OpTable;
+struct Profile;
 
 /// Receives named inner tensors ("layers.0.self_attn.q_a") while a forward runs: for goldens, `exo
 /// verify` and `exo logits --capture`. Null in ordinary runs.
@@ -27,6 +28,7 @@ struct OpContext {
   ThreadPool* pool = nullptr;
   Arena* arena = nullptr;  ///< scratch; sized by stage 2
   Capture* capture = nullptr;
+  Profile* profile = nullptr;  ///< times every operation when set (ops/profile.h)
   Device device;
 };
 

@@ -2,10 +2,25 @@
 
 #include <fmt/core.h>
 
+#include <chrono>
+
 #include "ops/checks.h"
+#include "ops/profile.h"
 
 namespace exo::ops {
 namespace {
+
+// Calls a body, timed when somebody wants to know.
+template <typename Args>
+Status run(Op op, Status (*body)(const Args&, OpContext&), const Args& args, OpContext& ctx) {
+  if (ctx.profile == nullptr) return body(args, ctx);
+  const auto begin = std::chrono::steady_clock::now();
+  Status status = body(args, ctx);
+  Profile::Entry& entry = ctx.profile->by_op[static_cast<size_t>(op)];
+  ++entry.n_calls;
+  entry.time += std::chrono::steady_clock::now() - begin;
+  return status;
+}
 
 Status value_error(std::string_view op, std::string message) {
   return internal_error(fmt::format("{}: {}: a defect of the caller", op, message));
@@ -66,7 +81,7 @@ Status embedding(const EmbeddingArgs& args, OpContext& ctx) {
       return value_error("embedding", fmt::format("ids: token {} has id {}, the table {} rows", i,
                                                   id, args.table.dim(0)));
   }
-  return n_tokens == 0 ? ok_status() : ctx.table->embedding(args, ctx);
+  return n_tokens == 0 ? ok_status() : run(Op::embedding, ctx.table->embedding, args, ctx);
 }
 
 Status rms_norm(const RmsNormArgs& args, OpContext& ctx) {
@@ -74,20 +89,20 @@ Status rms_norm(const RmsNormArgs& args, OpContext& ctx) {
   EXO_RETURN_IF_ERROR(check_view("rms_norm", "x", args.x, DType::f32, {kAnyDim, kAnyDim}, ctx));
   EXO_RETURN_IF_ERROR(check_view("rms_norm", "weight", args.weight, DType::f32, {n}, ctx));
   EXO_RETURN_IF_ERROR(check_view("rms_norm", "out", args.out, DType::f32, {n_rows, n}, ctx));
-  return n_rows == 0 || n == 0 ? ok_status() : ctx.table->rms_norm(args, ctx);
+  return n_rows == 0 || n == 0 ? ok_status() : run(Op::rms_norm, ctx.table->rms_norm, args, ctx);
 }
 
 Status add(const AddArgs& args, OpContext& ctx) {
   EXO_RETURN_IF_ERROR(check_view("add", "x", args.x, DType::f32, {kAnyDim, kAnyDim}, ctx));
   EXO_RETURN_IF_ERROR(
       check_view("add", "y", args.y, DType::f32, {args.x.dim(0), args.x.dim(1)}, ctx));
-  return args.x.n_elements() == 0 ? ok_status() : ctx.table->add(args, ctx);
+  return args.x.n_elements() == 0 ? ok_status() : run(Op::add, ctx.table->add, args, ctx);
 }
 
 Status pack_rows(const PackRowsArgs& args, OpContext& ctx) {
   EXO_RETURN_IF_ERROR(check_view("pack_rows", "x", args.x, DType::f32, {kAnyDim, kAnyDim}, ctx));
   EXO_RETURN_IF_ERROR(check_rows("pack_rows", "out", args.out, args.x.dim(0), args.x.dim(1)));
-  return args.x.dim(0) == 0 ? ok_status() : ctx.table->pack_rows(args, ctx);
+  return args.x.dim(0) == 0 ? ok_status() : run(Op::pack_rows, ctx.table->pack_rows, args, ctx);
 }
 
 Status linear(const LinearArgs& args, OpContext& ctx) {
@@ -97,7 +112,7 @@ Status linear(const LinearArgs& args, OpContext& ctx) {
       check_matrix("linear", "w", *args.w, args.w->n_out, args.x.n_cols, args.x.dtype));
   EXO_RETURN_IF_ERROR(
       check_view("linear", "out", args.out, DType::f32, {args.x.n_rows, args.w->n_out}, ctx));
-  return args.x.n_rows == 0 ? ok_status() : ctx.table->linear(args, ctx);
+  return args.x.n_rows == 0 ? ok_status() : run(Op::linear, ctx.table->linear, args, ctx);
 }
 
 Status head_linear(const HeadLinearArgs& args, OpContext& ctx) {
@@ -108,7 +123,8 @@ Status head_linear(const HeadLinearArgs& args, OpContext& ctx) {
       check_view("head_linear", "out", args.out, DType::f32, {n_rows, n_heads, kAnyDim}, ctx));
   EXO_RETURN_IF_ERROR(check_matrices("head_linear", "w", args.w, n_heads, args.out.dim(2),
                                      args.x.dim(2), args.activation));
-  return n_rows == 0 || n_heads == 0 ? ok_status() : ctx.table->head_linear(args, ctx);
+  return n_rows == 0 || n_heads == 0 ? ok_status()
+                                     : run(Op::head_linear, ctx.table->head_linear, args, ctx);
 }
 
 Status rope_table(const RopeTableArgs& args, OpContext& ctx) {
@@ -119,7 +135,7 @@ Status rope_table(const RopeTableArgs& args, OpContext& ctx) {
       check_view("rope_table", "inv_freq", args.inv_freq, DType::f32, {kAnyDim}, ctx));
   EXO_RETURN_IF_ERROR(check_view("rope_table", "cos", args.cos, DType::f32, {n_rows, half}, ctx));
   EXO_RETURN_IF_ERROR(check_view("rope_table", "sin", args.sin, DType::f32, {n_rows, half}, ctx));
-  return n_rows == 0 ? ok_status() : ctx.table->rope_table(args, ctx);
+  return n_rows == 0 ? ok_status() : run(Op::rope_table, ctx.table->rope_table, args, ctx);
 }
 
 Status rope(const RopeArgs& args, OpContext& ctx) {
@@ -128,7 +144,7 @@ Status rope(const RopeArgs& args, OpContext& ctx) {
       check_view("rope", "x", args.x, DType::f32, {kAnyDim, kAnyDim, 2 * half}, ctx));
   EXO_RETURN_IF_ERROR(check_view("rope", "cos", args.cos, DType::f32, {n_rows, kAnyDim}, ctx));
   EXO_RETURN_IF_ERROR(check_view("rope", "sin", args.sin, DType::f32, {n_rows, half}, ctx));
-  return args.x.n_elements() == 0 ? ok_status() : ctx.table->rope(args, ctx);
+  return args.x.n_elements() == 0 ? ok_status() : run(Op::rope, ctx.table->rope, args, ctx);
 }
 
 Status select_experts(const SelectExpertsArgs& args, OpContext& ctx) {
@@ -144,7 +160,8 @@ Status select_experts(const SelectExpertsArgs& args, OpContext& ctx) {
       check_view("select_experts", "ids", args.ids, DType::i32, {n_tokens, c.top_k}, ctx));
   EXO_RETURN_IF_ERROR(
       check_view("select_experts", "weights", args.weights, DType::f32, {n_tokens, c.top_k}, ctx));
-  return n_tokens == 0 ? ok_status() : ctx.table->select_experts(args, ctx);
+  return n_tokens == 0 ? ok_status()
+                       : run(Op::select_experts, ctx.table->select_experts, args, ctx);
 }
 
 Status experts(const ExpertsArgs& args, OpContext& ctx) {
@@ -167,7 +184,7 @@ Status experts(const ExpertsArgs& args, OpContext& ctx) {
         check_mlp({args.shared_gate_up, 1}, {args.shared_down, 1}, 1, args.x, hidden_size));
   if (args.ids.empty() && args.shared_down == nullptr)
     return value_error("experts", "neither routed nor shared experts");
-  return n_tokens == 0 ? ok_status() : ctx.table->experts(args, ctx);
+  return n_tokens == 0 ? ok_status() : run(Op::experts, ctx.table->experts, args, ctx);
 }
 
 Status store_latent(const StoreLatentArgs& args, OpContext& ctx) {
@@ -178,7 +195,7 @@ Status store_latent(const StoreLatentArgs& args, OpContext& ctx) {
       check_view("store_latent", "k_rope", args.k_rope, DType::f32, {n_rows, kAnyDim}, ctx));
   EXO_RETURN_IF_ERROR(check_sequences("store_latent", args.sequences, args.pages, n_rows,
                                       args.latent.dim(1), args.k_rope.dim(1)));
-  return n_rows == 0 ? ok_status() : ctx.table->store_latent(args, ctx);
+  return n_rows == 0 ? ok_status() : run(Op::store_latent, ctx.table->store_latent, args, ctx);
 }
 
 Status mla_absorbed(const MlaAbsorbedArgs& args, OpContext& ctx) {
@@ -192,7 +209,8 @@ Status mla_absorbed(const MlaAbsorbedArgs& args, OpContext& ctx) {
       check_view("mla_absorbed", "out", args.out, DType::f32, {n_rows, n_heads, rank}, ctx));
   EXO_RETURN_IF_ERROR(
       check_sequences("mla_absorbed", args.sequences, args.pages, n_rows, rank, rope_dim));
-  return n_rows == 0 || n_heads == 0 ? ok_status() : ctx.table->mla_absorbed(args, ctx);
+  return n_rows == 0 || n_heads == 0 ? ok_status()
+                                     : run(Op::mla_absorbed, ctx.table->mla_absorbed, args, ctx);
 }
 
 Status mla_expanded(const MlaExpandedArgs& args, OpContext& ctx) {
@@ -215,7 +233,8 @@ Status mla_expanded(const MlaExpandedArgs& args, OpContext& ctx) {
     EXO_RETURN_IF_ERROR(check_view("mla_expanded", "probs", args.probs, DType::f32,
                                    {n_heads, n_rows, int64_t{s.n_past} + s.n_rows}, ctx));
   }
-  return n_rows == 0 || n_heads == 0 ? ok_status() : ctx.table->mla_expanded(args, ctx);
+  return n_rows == 0 || n_heads == 0 ? ok_status()
+                                     : run(Op::mla_expanded, ctx.table->mla_expanded, args, ctx);
 }
 
 }  // namespace exo::ops
