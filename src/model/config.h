@@ -10,6 +10,7 @@
 #include "base/json.h"
 #include "base/status.h"
 #include "ops/ops.h"
+#include "tensor/dtype.h"
 
 namespace exo::model {
 
@@ -49,7 +50,8 @@ struct HfConfig {
   bool tie_word_embeddings = false;
   int64_t fp8_block_rows = 0;  ///< quantization_config.weight_block_size; 0: not an FP8 checkpoint
   int64_t fp8_block_cols = 0;
-  int32_t bos_token_id = -1;
+  DType torch_dtype = DType::bf16;  ///< what unquantised tensors are stored as: bf16, f16 or f32
+  int32_t bos_token_id = -1;        ///< -1: none
   std::vector<int32_t> eos_token_ids;
 
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
@@ -70,6 +72,9 @@ struct HfConfig {
 /// relatives are recognised and refused in one sentence; an unknown model_type lists the known
 /// ones.
 Result<HfConfig> parse_config(const Json& json, const std::string& where);
+
+/// The same fields under config.json's own names: parse_config reads it back to an equal HfConfig.
+OrderedJson config_to_json(const HfConfig& config);
 
 /// Rotary frequencies after YaRN, and the two factors that go with it.
 struct Rope {
