@@ -2,7 +2,8 @@
 #
 # One room: the static library exo_<name> of src/<name>/**.cc (without main.cc, *_test.cc and *_fuzz.cc), the test
 # program <name>_test of its *_test.cc beside the code (run from the source folder, with goldens in ../shared), and one
-# libFuzzer program for each *_fuzz.cc when EXO_BUILD_FUZZERS is on. '/' in a name becomes '_' in target names.
+# libFuzzer program for each *_fuzz.cc when EXO_BUILD_FUZZERS is on (all of them:
+# exo_fuzzers). '/' in a name becomes '_' in target names.
 find_package(fmt REQUIRED)
 find_package(spdlog REQUIRED)
 find_package(nlohmann_json REQUIRED)
@@ -10,6 +11,8 @@ find_package(Threads REQUIRED)
 if(EXO_BUILD_TESTS)
   find_package(GTest REQUIRED)
 endif()
+
+include(exo_install)
 
 set(CMAKE_CXX_STANDARD 20)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
@@ -20,8 +23,8 @@ if(CCACHE_PROGRAM)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
 endif()
 
+# What every target of this tree is compiled and linked with. Not a part of the installed package.
 add_library(exo_flags INTERFACE)
-target_include_directories(exo_flags INTERFACE ${CMAKE_SOURCE_DIR}/src)
 # -ffp-contract=off: the same source gives the same bits in every function, whatever the compiler fuses; kernels ask
 # for fused multiply-adds by name.
 target_compile_options(exo_flags INTERFACE -Wall -Wextra -Wshadow -Werror -Wno-missing-field-initializers
@@ -38,7 +41,12 @@ endif()
 
 if(EXO_BUILD_FUZZERS)
   target_compile_options(exo_flags INTERFACE -fsanitize=fuzzer-no-link)  # coverage of the rooms, not of the target alone
+  add_custom_target(exo_fuzzers)
 endif()
+
+# What every test runs with. Leaks and the first error of a sanitizer fail a test; a data race does too.
+set(EXO_TEST_ENVIRONMENT "EXO_SHARED=${CMAKE_SOURCE_DIR}/../shared" "ASAN_OPTIONS=detect_leaks=1"
+    "UBSAN_OPTIONS=print_stacktrace=1" "TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1")
 
 function(exo_room name)
   cmake_parse_arguments(ROOM "" "" "MAY_INCLUDE;LIBS" ${ARGN})
@@ -53,33 +61,37 @@ function(exo_room name)
 
   if(sources)
     add_library(exo_${target} STATIC ${sources})
+    target_link_libraries(exo_${target} PRIVATE $<BUILD_INTERFACE:exo_flags>)
     set(scope PUBLIC)
   else()
     add_library(exo_${target} INTERFACE)
     set(scope INTERFACE)
   endif()
-  target_link_libraries(exo_${target} ${scope} exo_flags)
+  target_include_directories(exo_${target} ${scope} $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/src>
+                             $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/exo>)
+  target_compile_features(exo_${target} ${scope} cxx_std_20)
   foreach(other ${ROOM_MAY_INCLUDE})
     string(REPLACE "/" "_" other ${other})
     target_link_libraries(exo_${target} ${scope} exo_${other})
   endforeach()
   target_link_libraries(exo_${target} ${scope} ${ROOM_LIBS})
-  set_property(GLOBAL APPEND_STRING PROPERTY EXO_ROOMS "${name}:${ROOM_MAY_INCLUDE}\n")
+  exo_install_room(${name} ${target})
 
   if(EXO_BUILD_TESTS AND tests)
     add_executable(${target}_test ${tests})
-    target_link_libraries(${target}_test PRIVATE exo_${target} GTest::gtest GTest::gmock GTest::gtest_main)
+    target_link_libraries(${target}_test PRIVATE exo_${target} exo_flags GTest::gtest GTest::gmock GTest::gtest_main)
     set_target_properties(${target}_test PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/test)
     add_test(NAME ${target} COMMAND ${target}_test WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-    set_tests_properties(${target} PROPERTIES ENVIRONMENT "EXO_SHARED=${CMAKE_SOURCE_DIR}/../shared")
+    set_tests_properties(${target} PROPERTIES ENVIRONMENT "${EXO_TEST_ENVIRONMENT}" TIMEOUT 1200)
   endif()
   if(EXO_BUILD_FUZZERS)
     foreach(source ${fuzzers})
       get_filename_component(fuzzer ${source} NAME_WE)
       add_executable(${fuzzer} ${source})
-      target_link_libraries(${fuzzer} PRIVATE exo_${target} -fsanitize=fuzzer,address)
-      target_compile_options(${fuzzer} PRIVATE -fsanitize=fuzzer,address)
+      target_link_libraries(${fuzzer} PRIVATE exo_${target} exo_flags -fsanitize=fuzzer)
+      target_compile_options(${fuzzer} PRIVATE -fsanitize=fuzzer)
       set_target_properties(${fuzzer} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/fuzz)
+      add_dependencies(exo_fuzzers ${fuzzer})
     endforeach()
   endif()
 endfunction()

@@ -1,0 +1,35 @@
+# What `cmake --install` lays down: the program with its shipped models, manual page and completions (component exo);
+# headers, static libraries and the CMake package exo (component exo-dev: find_package(exo), targets exo::<room>).
+include(GNUInstallDirs)
+include(CMakePackageConfigHelpers)
+
+# The part of a room: its library in the export set, its headers under include/exo/. The command line is no library.
+function(exo_install_room name target)
+  if(name STREQUAL "cli")
+    return()
+  endif()
+  set_target_properties(exo_${target} PROPERTIES EXPORT_NAME ${target})
+  install(TARGETS exo_${target} EXPORT exoTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/exo COMPONENT exo-dev)
+  file(GLOB_RECURSE headers CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR}/src/${name}/*.h)
+  foreach(header ${headers})
+    get_filename_component(folder ${header} DIRECTORY)
+    install(FILES ${CMAKE_SOURCE_DIR}/src/${header} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/exo/${folder}
+            COMPONENT exo-dev)
+  endforeach()
+endfunction()
+
+# Everything else; called once, after the rooms and the program.
+function(exo_install)
+  install(TARGETS exo RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT exo)
+  if(EXISTS ${CMAKE_SOURCE_DIR}/models/tiny)
+    install(DIRECTORY ${CMAKE_SOURCE_DIR}/models/tiny DESTINATION ${CMAKE_INSTALL_DATADIR}/exo/models COMPONENT exo)
+  endif()
+
+  set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/exo)
+  install(EXPORT exoTargets NAMESPACE exo:: DESTINATION ${package_dir} COMPONENT exo-dev)
+  configure_package_config_file(${CMAKE_SOURCE_DIR}/cmake/exoConfig.cmake.in ${CMAKE_BINARY_DIR}/exoConfig.cmake
+                                INSTALL_DESTINATION ${package_dir})
+  write_basic_package_version_file(${CMAKE_BINARY_DIR}/exoConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+  install(FILES ${CMAKE_BINARY_DIR}/exoConfig.cmake ${CMAKE_BINARY_DIR}/exoConfigVersion.cmake
+          DESTINATION ${package_dir} COMPONENT exo-dev)
+endfunction()
