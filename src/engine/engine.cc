@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <random>
 
 #include "base/log.h"
 #include "engine/page_pool.h"
@@ -212,7 +213,35 @@ Status Engine::prefill(SequenceId id, std::span<const int32_t> tokens,
   return status;
 }
 
-Result<TensorView> Engine::decode(std::span<const Step> steps) {
+Status Engine::fill_with_noise(SequenceId id, int64_t n, uint64_t seed) {
+  Sequence* sequence = impl_->find(id);
+  if (sequence == nullptr) return unknown_sequence(id);
+  const int64_t begin = sequence->n_tokens;
+  EXO_RETURN_IF_ERROR(impl_->reserve(*sequence, n));
+  std::mt19937_64 random(seed);
+  for (const ops::LatentPages& pages : impl_->state->pages) {
+    const int64_t n_values = pages.kv_lora_rank + pages.rope_dim;
+    for (int64_t t = begin; t < begin + n; ++t) {
+      const int32_t page = sequence->pages[static_cast<size_t>(t / ops::kPageTokens)];
+      std::byte* entry = pages.entry(page, t % ops::kPageTokens);
+      for (int64_t i = 0; i < n_values; ++i) {
+        // Uniform in [-2, 2): a normed latent's size.
+        const float value = static_cast<float>(static_cast<int64_t>(random()) >> 40) * 0x1p-22f;
+        if (pages.dtype == DType::bf16) {
+          reinterpret_cast<bf16*>(entry)[i] = to_bf16(value);
+        } else {
+          reinterpret_cast<float*>(entry)[i] = value;
+        }
+      }
+    }
+  }
+  sequence->n_tokens += n;
+  return ok_status();
+}
+
+void Engine::set_profile(ops::Profile* profile) { impl_->context.profile = profile; }
+
+Result<TensorView> Engine::decode(std::span<const Step> steps, ops::Capture* capture) {
   Impl& m = *impl_;
   m.tokens.clear();
   m.positions.clear();
@@ -240,7 +269,7 @@ Result<TensorView> Engine::decode(std::span<const Step> steps) {
   }
   TensorView logits;
   if (status.ok()) {
-    auto output = m.forward(nullptr);
+    auto output = m.forward(capture);
     status = output.status();
     if (status.ok()) logits = output->logits;
   }

@@ -58,7 +58,15 @@ class Engine {
     SequenceId id;
     int32_t token;
   };
-  Result<TensorView> decode(std::span<const Step> steps);
+  /// `capture`, if given, receives this forward's inner tensors.
+  Result<TensorView> decode(std::span<const Step> steps, ops::Capture* capture = nullptr);
+
+  /// Appends `n` tokens' worth of pseudo-random latents without computing anything: a context of a
+  /// given depth, for benchmarks.
+  Status fill_with_noise(SequenceId id, int64_t n, uint64_t seed);
+
+  /// Times the operations of the forwards from now on (nullptr: no more).
+  void set_profile(ops::Profile* profile);
 
  private:
   struct Impl;
