@@ -4,7 +4,8 @@
 ///
 /// WEIGHTS. A matrix [n_out, n_in] is cut into panels of 16 output rows; a panel is a run of tiles
 /// along K, tile after tile, panel after panel: tile (p, t) begins at (p * n_tiles_per_panel + t) *
-/// tile_bytes. A tile is 16 lines of 64 bytes. Rows and columns beyond the matrix are zero.
+/// tile_bytes. A tile is 16 lines of 64 bytes. Rows and columns beyond the matrix are zero (int4: q
+/// = 0, m = 1).
 ///
 ///   format  k/tile  line r (0..15), output n (0..15) of the panel
 ///   f32     16      4 bytes at 4n: w[n][r]
