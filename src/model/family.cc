@@ -16,6 +16,8 @@ constexpr std::array kKnownModels = {
     KnownModel{"deepseek_v32", nullptr, "DeepSeek-V3.2", "its sparse attention needs an indexer"},
     KnownModel{"deepseek_v4", nullptr, "DeepSeek-V4",
                "its compressed attention and hyper-connections are another graph"},
+    KnownModel{"deepseek_ref", nullptr, "sgl-project's DeepSeek-V4 in FP8",
+               "its compressed attention and hyper-connections are another graph"},
     KnownModel{"deepseek_v41", nullptr, "DeepSeek-V4.1", "it is another graph than V3's"},
     KnownModel{"deepseek", nullptr, "DeepSeek-MoE (V1)", "it has no latent attention"},
     KnownModel{"kimi_k25", nullptr, "Kimi-K2.5",
