@@ -1,0 +1,179 @@
+/// i8 activations times int8 and int4 weights with AVX-512 VNNI: exact int32 sums, so any order and
+/// any blocking gives the reference's bits. vpdpbusd multiplies unsigned by signed bytes: the
+/// weights are the unsigned side (int8: q + 128, int4: q + 8 as stored), the activation the signed
+/// one, broadcast 4 bytes at a time, and the surplus is the activations' sum times the offset.
+#include <immintrin.h>
+
+#include "kernels/cpu/matmul_layout.h"
+#include "kernels/cpu/matmul_x86.h"
+
+namespace exo::kernels::cpu {
+namespace {
+
+// Weights are streamed from memory while few rows are computed: a line is asked for this many bytes
+// before its use. The hardware's own streamer stops at each 4 KiB page.
+constexpr int64_t kPrefetch = 4096;
+
+inline __m512i broadcast4(const uint8_t* p) {
+  int32_t v;
+  __builtin_memcpy(&v, p, 4);
+  return _mm512_set1_epi32(v);
+}
+
+// out (+)= float(sum) * (x_scale * row_scale), the reference's order of rounding.
+inline void store_row(float* out, __m512i sum, float x_scale, __m512 row_scales, __mmask16 mask,
+                      bool accumulate) {
+  __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(sum),
+                           _mm512_mul_ps(_mm512_set1_ps(x_scale), row_scales));
+  if (accumulate) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), v);
+  _mm512_mask_storeu_ps(out, mask, v);
+}
+
+// The sum of a row's n_tiles lines of 64 bytes.
+inline int32_t row_sum(const uint8_t* line, int64_t step, int64_t n_tiles) {
+  __m512i sum = _mm512_setzero_si512();
+  for (int64_t t = 0; t < n_tiles; ++t)
+    sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), _mm512_loadu_si512(line + t * step));
+  return _mm512_reduce_add_epi32(sum);
+}
+
+// R rows from x (a row tile's line of its first row) with one panel of int8.
+template <int R>
+inline void int8_panel(const uint8_t* x, int64_t step, const uint8_t* w, int64_t n_tiles,
+                       const int32_t* correction, __m512i* sums) {
+  // One row alone needs several chains of additions to hide their latency.
+  constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;
+  const __m512i flip = _mm512_set1_epi8(-128);
+  __m512i acc[kChains][R];
+  for (int c = 0; c < kChains; ++c) {
+    for (int r = 0; r < R; ++r) acc[c][r] = _mm512_setzero_si512();
+  }
+  for (int64_t t = 0; t < n_tiles; ++t) {
+#pragma GCC unroll 16
+    for (int line = 0; line < 16; ++line) {
+      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch + line * kLine), _MM_HINT_T0);
+      const __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(w + line * kLine), flip);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+        acc[line % kChains][r] = _mm512_dpbusd_epi32(acc[line % kChains][r], weights,
+                                                     broadcast4(x + r * kLine + line * 4));
+    }
+    w += kTile;
+    x += step;
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int c = 1; c < kChains; ++c) acc[0][r] = _mm512_add_epi32(acc[0][r], acc[c][r]);
+    sums[r] = _mm512_add_epi32(acc[0][r], _mm512_set1_epi32(correction[r]));
+  }
+}
+
+// Words (m[g], m[g + 2]) of each output, g = 0 in the lower result and 1 in the upper.
+inline void multiplier_pairs(const uint8_t* tile, __m512i* pairs) {
+  alignas(64) static constexpr uint8_t kOrder[64] = {
+      0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+      11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
+      22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+  const __m512i m =
+      _mm512_permutexvar_epi8(_mm512_load_si512(kOrder), _mm512_loadu_si512(tile));
+  pairs[0] = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(m));
+  pairs[1] = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(m, 1));
+}
+
+// R rows with one panel of int4. offsets: -8 * the group's activation sum, [R][n_groups].
+template <int R>
+inline void int4_panel(const uint8_t* x, int64_t step, const uint8_t* w, int64_t n_tiles,
+                       const int32_t* offsets, int64_t n_groups, __m512i* sums) {
+  const __m512i low = _mm512_set1_epi8(15);
+  for (int r = 0; r < R; ++r) sums[r] = _mm512_setzero_si512();
+  for (int64_t t = 0; t < n_tiles; ++t) {
+    __m512i pairs[2];
+    multiplier_pairs(w, pairs);
+    _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch), _MM_HINT_T0);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m512i a[R], b[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        a[r] = _mm512_set1_epi32(offsets[r * n_groups + half]);
+        b[r] = _mm512_set1_epi32(offsets[r * n_groups + half + 2]);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        const int line = half * 8 + i;
+        _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch + (line + 1) * kLine),
+                     _MM_HINT_T0);
+        const __m512i q = _mm512_loadu_si512(w + (line + 1) * kLine);
+        const __m512i qa = _mm512_and_si512(q, low);
+        const __m512i qb = _mm512_and_si512(_mm512_srli_epi16(q, 4), low);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          a[r] = _mm512_dpbusd_epi32(a[r], qa, broadcast4(x + r * kLine + line * 4));
+          b[r] = _mm512_dpbusd_epi32(b[r], qb, broadcast4(x + step + r * kLine + line * 4));
+        }
+      }
+      // A group's sum of q * x has at most 32 * 8 * 127 = 32512, a word: both groups times their
+      // multipliers are one multiply-add of words.
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const __m512i both =
+            _mm512_mask_blend_epi16(0xAAAAAAAA, a[r], _mm512_slli_epi32(b[r], 16));
+        sums[r] = _mm512_dpwssd_epi32(sums[r], both, pairs[half]);
+      }
+    }
+    offsets += 4;
+    w += kInt4Tile;
+    x += 2 * step;
+  }
+}
+
+// Up to 8 rows of one row tile with all panels of the task, each weight byte read once.
+template <int R, bool kInt4>
+void few_rows(const MatmulTask& task, int64_t row) {
+  const PackedMatrix& w = *task.w;
+  const int64_t in_tile = row % 16;
+  const RowTile tile = row_tile(*task.x, row - in_tile);
+  const uint8_t* x = tile.data + in_tile * kLine;
+  const int64_t n_tiles = ceil_of(w.n_in, kInt4 ? 128 : 64);
+  const int64_t stride = n_tiles * (kInt4 ? kInt4Tile : kTile);
+  const int64_t n_groups = n_tiles * 4;
+  // int4: a correction for each group, in the scratch (n_in up to 524,288 / R columns); int8: one.
+  auto* offsets = reinterpret_cast<int32_t*>(task.scratch);
+  for (int r = 0; r < R; ++r) {
+    if (kInt4) {
+      const int32_t* group_sums = group_sums_of(*task.x, row + r);
+      for (int64_t g = 0; g < n_groups; ++g) offsets[r * n_groups + g] = -8 * group_sums[g];
+    } else {
+      offsets[r] = -128 * row_sum(x + r * kLine, tile.step, n_tiles);
+    }
+  }
+  for (int64_t p = task.panel_begin; p < task.panel_begin + task.n_panels; ++p) {
+    __m512i sums[R];
+    if (kInt4) {
+      int4_panel<R>(x, tile.step, tiles_of(w) + p * stride, n_tiles, offsets, n_groups, sums);
+    } else {
+      int8_panel<R>(x, tile.step, tiles_of(w) + p * stride, n_tiles, offsets, sums);
+    }
+    const __m512 row_scales = _mm512_loadu_ps(w.row_scales + p * kPanelRows);
+    float* out =
+        task.out + (row - task.row_begin) * task.out_stride + (p - task.panel_begin) * kPanelRows;
+    for (int r = 0; r < R; ++r)
+      store_row(out + r * task.out_stride, sums[r], task.x->scales[row + r], row_scales,
+                output_mask(w, p), task.accumulate);
+  }
+}
+
+template <bool kInt4>
+void rows_by_eight(const MatmulTask& task) {
+  static constexpr void (*kFew[])(const MatmulTask&, int64_t) = {
+      few_rows<1, kInt4>, few_rows<2, kInt4>, few_rows<3, kInt4>, few_rows<4, kInt4>,
+      few_rows<5, kInt4>, few_rows<6, kInt4>, few_rows<7, kInt4>, few_rows<8, kInt4>};
+  for (int64_t r = 0; r < task.n_rows; r += 8)
+    kFew[min_of(8, task.n_rows - r) - 1](task, task.row_begin + r);
+}
+
+}  // namespace
+
+void matmul_i8_int8_avx512(const MatmulTask& task) { rows_by_eight<false>(task); }
+void matmul_i8_int4_avx512(const MatmulTask& task) { rows_by_eight<true>(task); }
+
+}  // namespace exo::kernels::cpu

@@ -1,0 +1,62 @@
+/// Where things lie in a MatmulTask's operands, for the hand-written kernels. Their files are
+/// compiled with flags for one instruction set, so everything here has internal linkage: an inline
+/// function of another header, compiled with AVX-512, could be the copy that the linker keeps for
+/// all (the ctest `kernels_have_no_weak_symbols` checks it). Call no inline function of tensor/ or
+/// ops/ from such a file.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cpu/matmul.h"
+
+namespace exo::kernels::cpu {
+namespace {  // NOLINT: internal linkage on purpose, see above
+
+constexpr int64_t kTile = 1024;      ///< bytes of 16 lines
+constexpr int64_t kInt4Tile = 1088;  ///< multipliers and 16 lines
+constexpr int64_t kLine = 64;
+
+[[maybe_unused]] inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+[[maybe_unused]] inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+[[maybe_unused]] inline int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// Rows of one row tile: row r's line of K tile t is at data + t * step + r * 64.
+struct RowTile {
+  const uint8_t* data;
+  int64_t step;
+};
+
+/// Bytes of a packed row: columns padded to 128, of 1 (i8) or 2 bytes (bf16).
+[[maybe_unused]] inline int64_t row_bytes_of(const PackedRows& x) {
+  return ceil_of(x.n_cols, kKPad) * kKPad * (x.dtype == DType::i8 ? 1 : 2);
+}
+
+/// The row tile that begins at `row`, a multiple of 16.
+[[maybe_unused]] inline RowTile row_tile(const PackedRows& x, int64_t row) {
+  return {reinterpret_cast<const uint8_t*>(x.data) + row * row_bytes_of(x),
+          min_of(16, x.n_rows - row) * kLine};
+}
+
+/// The group sums of `row` (i8), one for 32 columns.
+[[maybe_unused]] inline const int32_t* group_sums_of(const PackedRows& x, int64_t row) {
+  return x.group_sums + row * (ceil_of(x.n_cols, kKPad) * (kKPad / kInt4GroupCols));
+}
+
+/// Bytes of a panel of a format whose tiles have `cols` columns and `bytes` bytes.
+[[maybe_unused]] inline int64_t panel_stride(const PackedMatrix& w, int64_t cols, int64_t bytes) {
+  return ceil_of(w.n_in, cols) * bytes;
+}
+
+[[maybe_unused]] inline const uint8_t* tiles_of(const PackedMatrix& w) {
+  return reinterpret_cast<const uint8_t*>(w.tiles);
+}
+
+/// A bit for each output of `panel` that exists.
+[[maybe_unused]] inline uint16_t output_mask(const PackedMatrix& w, int64_t panel) {
+  const int64_t n = w.n_out - panel * kPanelRows;
+  return n >= kPanelRows ? 0xFFFF : static_cast<uint16_t>((1u << n) - 1);
+}
+
+}  // namespace
+}  // namespace exo::kernels::cpu

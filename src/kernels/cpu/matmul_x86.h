@@ -1,0 +1,28 @@
+/// The hand-written x86 kernels that find_matmul chooses from; contract: MatmulTask. Each is in the
+/// file of its activation and instruction set.
+#pragma once
+
+#include "kernels/cpu/matmul.h"
+
+namespace exo::kernels::cpu {
+
+/// The kernel of these operands on an x86 instruction set, or null where there is none by hand (f32
+/// activations).
+MatmulKernel find_matmul_x86(Isa isa, DType activation, WeightFormat format);
+
+void matmul_i8_int8_avx2(const MatmulTask& task);
+void matmul_i8_int4_avx2(const MatmulTask& task);
+void matmul_bf16_bf16_avx2(const MatmulTask& task);
+void matmul_bf16_fp8_avx2(const MatmulTask& task);
+
+void matmul_i8_int8_avx512(const MatmulTask& task);
+void matmul_i8_int4_avx512(const MatmulTask& task);
+void matmul_bf16_bf16_avx512(const MatmulTask& task);
+void matmul_bf16_fp8_avx512(const MatmulTask& task);
+
+void matmul_i8_int8_amx(const MatmulTask& task);
+void matmul_i8_int4_amx(const MatmulTask& task);
+void matmul_bf16_bf16_amx(const MatmulTask& task);
+void matmul_bf16_fp8_amx(const MatmulTask& task);
+
+}  // namespace exo::kernels::cpu
