@@ -162,9 +162,10 @@ class SideWork {
   void unpack_unit(int64_t unit) {
     const int64_t per_panel = n_units_ / unpack_.n_panels, panel = unit / per_panel,
                   half = unit % per_panel;
-    Format::unpack_half(Format::source(w_, unpack_, panel) + half / 2 * Format::kSourceBytes,
-                        static_cast<int>(half % 2),
-                        to_ + panel * kMaxSteps * kTile + half / 2 * Format::kTilesPerSource * kTile);
+    Format::unpack_half(
+        Format::source(w_, unpack_, panel) + half / 2 * Format::kSourceBytes,
+        static_cast<int>(half % 2),
+        to_ + panel * kMaxSteps * kTile + half / 2 * Format::kTilesPerSource * kTile);
   }
   void scale_lines(int n) {
     if (partial_ == nullptr) return;

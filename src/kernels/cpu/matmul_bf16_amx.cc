@@ -2,6 +2,7 @@
 /// widened to bf16 (exactly) a block of K at a time, and each block's f32 sums are scaled after it.
 /// The matrix unit rounds to nearest and takes denormals as zero; a row's value doesn't depend on
 /// the other rows among kAmxRows and more.
+#if defined(__x86_64__)
 #include "kernels/cpu/matmul_amx.h"
 #include "kernels/cpu/matmul_x86.h"
 #include "kernels/cpu/widen_fp8_avx512.h"
@@ -55,9 +56,96 @@ struct Fp8 {
   }
 };
 
+// Weights are streamed from memory while few rows are computed: a line is asked for this many bytes
+// before its use.
+constexpr int64_t kPrefetch = 4096;
+
+inline __m512bh as_bf16(__m512i v) { return reinterpret_cast<__m512bh>(v); }
+
+inline __m512bh broadcast_pair(const uint8_t* p) {
+  int32_t v;
+  __builtin_memcpy(&v, p, 4);
+  return as_bf16(_mm512_set1_epi32(v));
+}
+
+template <int R>
+inline __attribute__((always_inline)) void add_line(__m512i line, const uint8_t* x, __m512* acc) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+    acc[r] = _mm512_dpbf16_ps(acc[r], as_bf16(line), broadcast_pair(x + r * kLine));
+}
+
+// R rows of one row tile with all panels of the task, each weight byte read once.
+template <int R, bool kFp8>
+void rows_of_tile(const MatmulTask& task) {
+  constexpr int kChains = R == 1 ? 4 : 2;
+  const PackedMatrix& w = *task.w;
+  const RowTile tile = row_tile(*task.x, task.row_begin);
+  const int64_t cols = kFp8 ? 64 : 32, n_tiles = ceil_of(w.n_in, cols);
+  const Fp8Widener widener;
+  for (int64_t p = task.panel_begin; p < task.panel_begin + task.n_panels; ++p) {
+    const uint8_t* line = tiles_of(w) + p * n_tiles * kTile;
+    const uint8_t* x = tile.data;
+    __m512 total[R], acc[kChains][R];
+    for (int r = 0; r < R; ++r) {
+      total[r] = _mm512_setzero_ps();
+      for (int c = 0; c < kChains; ++c) acc[c][r] = _mm512_setzero_ps();
+    }
+    for (int64_t t = 0; t < n_tiles; ++t) {
+#pragma GCC unroll 16
+      for (int j = 0; j < 16; ++j, line += kLine) {
+        _mm_prefetch(reinterpret_cast<const char*>(line + kPrefetch), _MM_HINT_T0);
+        const __m512i v = _mm512_loadu_si512(line);
+        if constexpr (kFp8) {
+          __m512i first, second;
+          widener.widen(v, &first, &second);
+          add_line<R>(first, x + j * 4, acc[j * 2 % kChains]);
+          add_line<R>(second, x + tile.step + j * 4, acc[(j * 2 + 1) % kChains]);
+        } else {
+          add_line<R>(v, x + j * 4, acc[j % kChains]);
+        }
+      }
+      x += (kFp8 ? 2 : 1) * tile.step;
+      const int64_t end = (t + 1) * cols;
+      if (t + 1 < n_tiles && (!kFp8 || end % w.k_block != 0)) continue;
+      const __m512 scale = _mm512_set1_ps(
+          kFp8 ? w.block_scales[p * ceil_of(w.n_in, w.k_block) + (end - 1) / w.k_block] : 1.0f);
+      for (int r = 0; r < R; ++r) {
+        __m512 sum = acc[0][r];
+        acc[0][r] = _mm512_setzero_ps();
+        for (int c = 1; c < kChains; ++c) {
+          sum = _mm512_add_ps(sum, acc[c][r]);
+          acc[c][r] = _mm512_setzero_ps();
+        }
+        total[r] = _mm512_fmadd_ps(sum, scale, total[r]);
+      }
+    }
+    const __mmask16 mask = output_mask(w, p);
+    for (int r = 0; r < R; ++r) {
+      float* out = task.out + r * task.out_stride + (p - task.panel_begin) * kPanelRows;
+      if (task.accumulate) total[r] = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), total[r]);
+      _mm512_mask_storeu_ps(out, mask, total[r]);
+    }
+  }
+}
+
+template <bool kFp8>
+void few_rows(const MatmulTask& task) {
+  static constexpr void (*kFew[kAmxRows - 1])(const MatmulTask&) = {
+      rows_of_tile<1, kFp8>, rows_of_tile<2, kFp8>, rows_of_tile<3, kFp8>, rows_of_tile<4, kFp8>};
+  kFew[task.n_rows - 1](task);
+}
+
 }  // namespace
 
-void matmul_bf16_bf16_amx(const MatmulTask& task) { amx_product<Bf16>(task); }
-void matmul_bf16_fp8_amx(const MatmulTask& task) { amx_product<Fp8>(task); }
+void matmul_bf16_bf16_amx(const MatmulTask& task) {
+  if (task.n_rows < kAmxRows) return few_rows<false>(task);
+  amx_product<Bf16>(task);
+}
+void matmul_bf16_fp8_amx(const MatmulTask& task) {
+  if (task.n_rows < kAmxRows) return few_rows<true>(task);
+  amx_product<Fp8>(task);
+}
 
 }  // namespace exo::kernels::cpu
+#endif

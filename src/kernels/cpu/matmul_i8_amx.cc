@@ -1,6 +1,7 @@
 /// i8 activations times int8 and int4 weights with AMX, few rows with VNNI: exact int32 sums, the
 /// same bits as every other way. An int4 weight m * q fits a byte, so a block is unpacked to int8
 /// tiles once for all rows.
+#if defined(__x86_64__)
 #include "kernels/cpu/matmul_amx.h"
 #include "kernels/cpu/matmul_x86.h"
 
@@ -28,18 +29,16 @@ struct Multiplier {
 };
 
 inline Multiplier multiplier(const uint8_t* m) {
-  alignas(64) static constexpr uint8_t kSpread[16] = {0, 0, 0, 0, 4, 4, 4, 4,
+  alignas(64) static constexpr uint8_t kSpread[16] = {0, 0, 0, 0, 4,  4,  4,  4,
                                                       8, 8, 8, 8, 12, 12, 12, 12};
-  const __m512i value =
-      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m)));
+  const __m512i value = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m)));
   const __m512i negative = _mm512_srai_epi32(value, 31), size = _mm512_abs_epi32(value);
   const __m512i offset =
       _mm512_sub_epi32(_mm512_slli_epi32(size, 3), _mm512_and_si512(size, negative));
   const __m512i spread =
       _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kSpread)));
   return {_mm512_and_si512(negative, _mm512_set1_epi8(15)),
-          _mm512_or_si512(size, _mm512_slli_epi32(size, 16)),
-          _mm512_shuffle_epi8(offset, spread)};
+          _mm512_or_si512(size, _mm512_slli_epi32(size, 16)), _mm512_shuffle_epi8(offset, spread)};
 }
 
 struct Int4 {
@@ -61,8 +60,8 @@ struct Int4 {
     for (int line = 0; line < 8; ++line) {
       const __m512i q = _mm512_loadu_si512(tile + line * kLine);
       const __m512i a = _mm512_ternarylogic_epi32(low.flip, q, nibble, kAndXor);
-      const __m512i b = _mm512_ternarylogic_epi32(high.flip, _mm512_srli_epi16(q, 4), nibble,
-                                                  kAndXor);
+      const __m512i b =
+          _mm512_ternarylogic_epi32(high.flip, _mm512_srli_epi16(q, 4), nibble, kAndXor);
       _mm512_store_si512(to + line * kLine,
                          _mm512_sub_epi8(_mm512_mullo_epi16(a, low.size), low.offset));
       _mm512_store_si512(to + kTile + line * kLine,
@@ -83,3 +82,4 @@ void matmul_i8_int4_amx(const MatmulTask& task) {
 }
 
 }  // namespace exo::kernels::cpu
+#endif

@@ -2,6 +2,7 @@
 /// any blocking gives the reference's bits. vpdpbusd multiplies unsigned by signed bytes: the
 /// weights are the unsigned side (int8: q + 128, int4: q + 8 as stored), the activation the signed
 /// one, broadcast 4 bytes at a time, and the surplus is the activations' sum times the offset.
+#if defined(__x86_64__)
 #include <immintrin.h>
 
 #include "kernels/cpu/matmul_layout.h"
@@ -23,8 +24,8 @@ inline __m512i broadcast4(const uint8_t* p) {
 // out (+)= float(sum) * (x_scale * row_scale), the reference's order of rounding.
 inline void store_row(float* out, __m512i sum, float x_scale, __m512 row_scales, __mmask16 mask,
                       bool accumulate) {
-  __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(sum),
-                           _mm512_mul_ps(_mm512_set1_ps(x_scale), row_scales));
+  __m512 v =
+      _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(_mm512_set1_ps(x_scale), row_scales));
   if (accumulate) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), v);
   _mm512_mask_storeu_ps(out, mask, v);
 }
@@ -73,8 +74,7 @@ inline void multiplier_pairs(const uint8_t* tile, __m512i* pairs) {
       0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
       11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
       22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
-  const __m512i m =
-      _mm512_permutexvar_epi8(_mm512_load_si512(kOrder), _mm512_loadu_si512(tile));
+  const __m512i m = _mm512_permutexvar_epi8(_mm512_load_si512(kOrder), _mm512_loadu_si512(tile));
   pairs[0] = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(m));
   pairs[1] = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(m, 1));
 }
@@ -115,8 +115,7 @@ inline void int4_panel(const uint8_t* x, int64_t step, const uint8_t* w, int64_t
       // multipliers are one multiply-add of words.
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const __m512i both =
-            _mm512_mask_blend_epi16(0xAAAAAAAA, a[r], _mm512_slli_epi32(b[r], 16));
+        const __m512i both = _mm512_mask_blend_epi16(0xAAAAAAAA, a[r], _mm512_slli_epi32(b[r], 16));
         sums[r] = _mm512_dpwssd_epi32(sums[r], both, pairs[half]);
       }
     }
@@ -177,3 +176,4 @@ void matmul_i8_int8_avx512(const MatmulTask& task) { rows_by_eight<false>(task);
 void matmul_i8_int4_avx512(const MatmulTask& task) { rows_by_eight<true>(task); }
 
 }  // namespace exo::kernels::cpu
+#endif

@@ -1,5 +1,5 @@
-/// e4m3 to bf16 with VBMI, exact for every code (subnormals, zeros of both signs, NaN). Include only
-/// from files compiled for AVX-512 VBMI (see matmul_layout.h about linkage).
+/// e4m3 to bf16 with VBMI, exact for every code (subnormals, zeros of both signs, NaN). Include
+/// only from files compiled for AVX-512 VBMI (see matmul_layout.h about linkage).
 #pragma once
 
 #include <immintrin.h>
@@ -42,10 +42,10 @@ struct Fp8Widener {
   inline __attribute__((always_inline)) void widen(__m512i line, __m512i* first,
                                                    __m512i* second) const {
     const __mmask64 upper = _mm512_test_epi8_mask(line, _mm512_set1_epi8(0x40));
-    const __m512i low = _mm512_mask_permutexvar_epi8(_mm512_permutexvar_epi8(line, low0), upper,
-                                                     line, low1);
-    const __m512i high = _mm512_mask_permutexvar_epi8(_mm512_permutexvar_epi8(line, high0), upper,
-                                                      line, high1);
+    const __m512i low =
+        _mm512_mask_permutexvar_epi8(_mm512_permutexvar_epi8(line, low0), upper, line, low1);
+    const __m512i high =
+        _mm512_mask_permutexvar_epi8(_mm512_permutexvar_epi8(line, high0), upper, line, high1);
     constexpr int kOrAnd = 0xF8;  // a | (b & c)
     const __m512i signed_high =
         _mm512_ternarylogic_epi32(high, line, _mm512_set1_epi8(-128), kOrAnd);
