@@ -45,4 +45,10 @@ inline int64_t fp8_k_block(const Fp8Region& r) {
   return width % 64 == 0 ? width : 0;
 }
 
+/// The width for matrices that share an entry (experts, heads, gate and up): 0 if one of them has
+/// none.
+inline int64_t common_k_block(int64_t a, int64_t b) {
+  return a == 0 || b == 0 ? 0 : std::gcd(a, b);
+}
+
 }  // namespace exo::weights

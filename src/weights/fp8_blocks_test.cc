@@ -47,5 +47,12 @@ TEST(Fp8Blocks, DeepSeekV3KeepsEveryScale) {
   }
 }
 
+TEST(Fp8Blocks, MatricesOfOneEntryTakeWhatAllAllow) {
+  EXPECT_EQ(common_k_block(128, 128), 128);
+  EXPECT_EQ(common_k_block(128, 192), 64);
+  EXPECT_EQ(common_k_block(128, 0), 0);
+  EXPECT_EQ(common_k_block(0, 64), 0);
+}
+
 }  // namespace
 }  // namespace exo::weights

@@ -7,8 +7,8 @@
 #include <cmath>
 #include <limits>
 #include <memory>
-#include <numeric>
 
+#include "weights/fp8_blocks.h"
 #include "weights/quantise.h"
 
 namespace exo::weights {
@@ -301,7 +301,7 @@ PackSpec resolve_spec(WeightFormat wanted, std::span<const SourceMatrix> sources
       all_fp8 = all_fp8 && is_fp8;
       any_fp8 = any_fp8 || is_fp8;
       const int64_t own = m.fp8_k_block();
-      k_block = k_block == -1 || own == 0 ? own : k_block == 0 ? 0 : std::gcd(k_block, own);
+      k_block = k_block == -1 ? own : common_k_block(k_block, own);
     }
   }
   if (!any_fp8) return {.format = WeightFormat::bf16, .k_block = 0};

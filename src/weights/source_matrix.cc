@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "tensor/buffer.h"
-#include "tensor/packed.h"
+#include "weights/fp8_blocks.h"
 
 namespace exo::weights {
 
@@ -189,38 +189,25 @@ Status SourceMatrix::read_fp8(int64_t row_begin, int64_t n_rows, std::span<f8_e4
   return read_stored(row_begin, n_rows, std::as_writable_bytes(out));
 }
 
-// Is the scale the same all over each 16-row panel and k_block columns? Compared by value: equal
-// neighbours may share a block of the result.
-bool SourceMatrix::scales_are_uniform(int64_t k_block) const {
-  // Rows and columns at which the scale may change.
-  const BlockScales& s = state_->scales;
-  const int64_t row_block = transposed_ ? s.block_cols : s.block_rows;
-  const int64_t col_block = transposed_ ? s.block_rows : s.block_cols;
-  const int64_t col_offset = transposed_ ? state_->copy_begin : 0;
-  const auto next_edge = [](int64_t at, int64_t offset, int64_t block) {
-    return (at + offset) / block * block + block - offset;
-  };
-  for (int64_t panel = 0; panel < n_rows_; panel += kPanelRows) {
-    const int64_t row_end = std::min(panel + kPanelRows, n_rows_);
-    for (int64_t k = 0; k < n_cols(); k += k_block) {
-      const int64_t col_end = std::min(k + k_block, n_cols());
-      const float scale = scale_at(panel, k);
-      for (int64_t r = panel; r < row_end; r = next_edge(r, row_begin_, row_block)) {
-        for (int64_t c = k; c < col_end; c = next_edge(c, col_offset, col_block)) {
-          if (scale_at(r, c) != scale) return false;
-        }
-      }
-    }
-  }
-  return true;
-}
-
 int64_t SourceMatrix::fp8_k_block() const {
   if (dtype() != DType::f8_e4m3) return 0;
-  const BlockScales& s = state_->scales;
-  const int64_t block = transposed_ ? s.block_rows : s.block_cols;
-  if (block % kTileLineBytes == 0 && scales_are_uniform(block)) return block;
-  return scales_are_uniform(kTileLineBytes) ? kTileLineBytes : 0;
+  const State& s = *state_;
+  if (!transposed_) {
+    return weights::fp8_k_block({.block_rows = s.scales.block_rows,
+                                 .block_cols = s.scales.block_cols,
+                                 .row_begin = row_begin_,
+                                 .n_rows = n_rows_,
+                                 .n_cols = s.n_cols,
+                                 .transposed = false});
+  }
+  // A range of a transposed view's rows would need a column range of the rule: whole views only.
+  if (row_begin_ != 0 || n_rows_ != s.n_cols) return 0;
+  return weights::fp8_k_block({.block_rows = s.scales.block_rows,
+                               .block_cols = s.scales.block_cols,
+                               .row_begin = s.copy_begin,
+                               .n_rows = s.copy_rows,
+                               .n_cols = s.n_cols,
+                               .transposed = true});
 }
 
 }  // namespace exo::weights

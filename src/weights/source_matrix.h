@@ -43,9 +43,8 @@ class SourceMatrix {
   /// FP8 only: rows as stored bytes, and the scale of an element.
   Status read_fp8(int64_t row_begin, int64_t n_rows, std::span<f8_e4m3> out) const;
   float scale_at(int64_t row, int64_t col) const;
-  /// FP8: can panels of 16 rows keep the checkpoint's own scales, i.e. do all rows of each panel
-  /// and all columns of each k block of the result share a scale? If so the k block's width, else
-  /// 0.
+  /// FP8: the k block's width if panels of 16 rows can keep the checkpoint's own scales
+  /// (weights/fp8_blocks.h), else 0.
   int64_t fp8_k_block() const;
 
  private:
@@ -53,7 +52,6 @@ class SourceMatrix {
   Status check_range(int64_t row_begin, int64_t n_rows, size_t n_out) const;
   /// Rows of this view as stored bytes. out: [n_rows, n_cols()] elements.
   Status read_stored(int64_t row_begin, int64_t n_rows, std::span<std::byte> out) const;
-  bool scales_are_uniform(int64_t k_block) const;
   std::shared_ptr<const State> state_;
   int64_t row_begin_ = 0, n_rows_ = 0;
   bool transposed_ = false;
