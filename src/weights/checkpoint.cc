@@ -1,7 +1,6 @@
 #include "weights/checkpoint.h"
 
 #include <fmt/core.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -11,6 +10,7 @@
 
 #include "base/json.h"
 #include "base/log.h"
+#include "weights/hash.h"
 
 namespace exo::weights {
 namespace {
@@ -161,8 +161,7 @@ struct OpenedFile {
 };
 
 // Opens one file and adds its name, size, header and a sample of its data to `hash`.
-Result<OpenedFile> open_safetensors(const std::string& path, std::string_view name,
-                                    XXH3_state_t* hash) {
+Result<OpenedFile> open_safetensors(const std::string& path, std::string_view name, Xxh3& hash) {
   OpenedFile opened;
   EXO_ASSIGN_OR_RETURN(opened.file, RandomAccessFile::open(path));
   const uint64_t file_bytes = opened.file.size_bytes();
@@ -172,26 +171,18 @@ Result<OpenedFile> open_safetensors(const std::string& path, std::string_view na
   header.resize(8 + length);
   EXO_RETURN_IF_ERROR(opened.file.read(8, header.data() + 8, length));
   EXO_ASSIGN_OR_RETURN(opened.tensors, parse_safetensors_header(header, file_bytes, path));
-  XXH3_64bits_update(hash, name.data(), name.size());
-  XXH3_64bits_update(hash, &file_bytes, sizeof file_bytes);
-  XXH3_64bits_update(hash, header.data(), header.size());
+  hash.update(name.data(), name.size());
+  hash.update(&file_bytes, sizeof file_bytes);
+  hash.update(header.data(), header.size());
   const uint64_t data_bytes = file_bytes - header.size();
   for (uint64_t i = 0; i < kDataSamples && data_bytes >= kDataSamples * kDataSampleBytes; ++i) {
     char sample[kDataSampleBytes];
     const uint64_t step = (data_bytes - kDataSampleBytes) / (kDataSamples - 1);
     EXO_RETURN_IF_ERROR(opened.file.read(header.size() + i * step, sample, sizeof sample));
-    XXH3_64bits_update(hash, sample, sizeof sample);
+    hash.update(sample, sizeof sample);
   }
   return opened;
 }
-
-struct HashState {
-  HashState() : state(XXH3_createState()) { XXH3_64bits_reset(state); }
-  HashState(const HashState&) = delete;
-  HashState& operator=(const HashState&) = delete;
-  ~HashState() { XXH3_freeState(state); }
-  XXH3_state_t* state;
-};
 
 // A shard must stay inside the folder. (It may be a symbolic link: the hub's cache is made of
 // them.)
@@ -277,12 +268,11 @@ Result<Checkpoint> Checkpoint::open_file(const std::string& path) {
   Checkpoint checkpoint;
   const std::filesystem::path p(path);
   checkpoint.folder_ = p.parent_path().string();
-  HashState hash;
-  EXO_ASSIGN_OR_RETURN(OpenedFile opened,
-                       open_safetensors(path, p.filename().string(), hash.state));
+  Xxh3 hash;
+  EXO_ASSIGN_OR_RETURN(OpenedFile opened, open_safetensors(path, p.filename().string(), hash));
   checkpoint.tensors_ = std::move(opened.tensors);
   checkpoint.files_.push_back(std::move(opened.file));
-  checkpoint.header_hash_ = XXH3_64bits_digest(hash.state);
+  checkpoint.header_hash_ = hash.digest();
   return checkpoint;
 }
 
@@ -306,10 +296,10 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder) {
   EXO_RETURN_IF_ERROR(missing_shards(folder, shards));
   Checkpoint checkpoint;
   checkpoint.folder_ = folder;
-  HashState hash;
+  Xxh3 hash;
   for (const auto& [file, listed] : shards) {
     const std::string path = (dir / file).string();
-    EXO_ASSIGN_OR_RETURN(OpenedFile opened, open_safetensors(path, file, hash.state));
+    EXO_ASSIGN_OR_RETURN(OpenedFile opened, open_safetensors(path, file, hash));
     for (const std::string& name : listed) {
       auto node = opened.tensors.extract(name);
       if (node.empty()) {
@@ -327,7 +317,7 @@ Result<Checkpoint> Checkpoint::open(const std::string& folder) {
     }
     checkpoint.files_.push_back(std::move(opened.file));
   }
-  checkpoint.header_hash_ = XXH3_64bits_digest(hash.state);
+  checkpoint.header_hash_ = hash.digest();
   return checkpoint;
 }
 

@@ -1,4 +1,4 @@
-/// WeightConfig: the manifest of a weight cache. It maps an operation's path
+/// WeightConfig: the manifest (weights.json) of a weight cache. It maps an operation's path
 /// ("layers.3.mlp.experts.gate_up") to the bytes that stage 3 maps: file, offset, format, shape,
 /// layout, checksum. Stage 1 writes it, stage 3 reads nothing else of stage 1. docs/tensor_file.md
 /// is the format's description.
@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "base/json.h"
 #include "base/os.h"
 #include "base/status.h"
 #include "tensor/packed.h"
@@ -44,6 +43,12 @@ struct WeightEntry {
   uint64_t checksum = 0;  ///< xxh3-64 of the n_bytes
 };
 
+/// The manifest's name in a cache's folder.
+inline constexpr char kManifestName[] = "weights.json";
+
+/// Letters, digits and "._-", not led by a dot: what may name a tensor file or a unit.
+bool is_plain_name(std::string_view name);
+
 /// The bytes of one packed matrix with its scales, as entries hold it.
 uint64_t packed_matrix_bytes(WeightFormat format, int64_t n_out, int64_t n_in, int64_t k_block);
 
@@ -55,8 +60,14 @@ struct WeightConfig {
   std::map<std::string, WeightEntry> entries;
   std::map<std::string, uint64_t> file_bytes;  ///< size of every tensor file
 
-  Json to_json() const;
-  static Result<WeightConfig> from_json(const Json& json, const std::string& where);
+  /// The manifest's text: JSON that holds a checksum of itself.
+  std::string to_text() const;
+  /// Parses and checks untrusted text: version, checksum, names, ranges, alignment and sizes.
+  static Result<WeightConfig> from_text(std::string_view text, const std::string& where);
+  /// Were both made from one checkpoint, in one format, by one version? (Their layers may differ.)
+  bool same_source(const WeightConfig& other) const {
+    return version == other.version && source_hash == other.source_hash && format == other.format;
+  }
 };
 
 /// A cache, mapped. Sizes and the manifest are checked on opening, contents only by verify().
@@ -78,12 +89,16 @@ class WeightCache {
                             std::initializer_list<int64_t> shape) const;
   bool has(const std::string& path) const { return config_.entries.contains(path); }
 
-  /// Reads every byte and compares checksums.
+  /// Reads every byte and compares checksums; data_loss names the first entry that differs.
   Status verify() const;
   /// Read-ahead of everything (`--warm`), or huge pages asked for.
   void advise(MappedFile::Advice advice) const;
 
  private:
+  Result<const WeightEntry*> find(const std::string& path) const;
+  Status mismatch(const std::string& path, const WeightEntry& entry,
+                  const std::string& expected) const;
+
   std::string folder_;
   WeightConfig config_;
   std::map<std::string, MappedFile> files_;
