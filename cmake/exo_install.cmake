@@ -11,6 +11,7 @@ function(exo_install_room name target)
   set_target_properties(exo_${target} PROPERTIES EXPORT_NAME ${target})
   install(TARGETS exo_${target} EXPORT exoTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/exo COMPONENT exo-dev)
   file(GLOB_RECURSE headers CONFIGURE_DEPENDS RELATIVE ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR}/src/${name}/*.h)
+  list(FILTER headers EXCLUDE REGEX "(/test_[a-z_]+\\.h|/testing/.*)$")
   foreach(header ${headers})
     get_filename_component(folder ${header} DIRECTORY)
     install(FILES ${CMAKE_SOURCE_DIR}/src/${header} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/exo/${folder}

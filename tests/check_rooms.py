@@ -22,6 +22,8 @@ MAX_BYTES = 5_000_000
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)[>"]', re.M)
 TARGET_INCLUDE = re.compile(r'^[ \t]*#[ \t]*define[ \t]+HWY_TARGET_INCLUDE[ \t]+"([^"]+)"', re.M)
 ENVIRONMENT = re.compile(r"\b(?:secure_getenv|getenv|setenv|putenv|unsetenv|environ)\b")
+# Tests, fuzz targets and what they share: test_support.h, testing/.
+TEST_CODE = re.compile(r"_(?:test|fuzz)\.cc$|/test_\w+\.h$|/testing/")
 MACHINE_PATH = re.compile(r"/(?:work|root|farm)/\w|/home/[a-z]|/tmp/bash[_]jobs")
 UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX)\b|\bDISABLED_\w")
 TEXT_SUFFIXES = {".cc", ".h", ".cu", ".cuh", ".py", ".sh", ".md", ".txt", ".cmake", ".json", ".in",
@@ -104,8 +106,7 @@ def check_source(name, text, root, rooms):
         elif other not in allowed:
             yield (f"{where}: room '{room}' includes \"{target}\" of room '{other}'; it may include "
                    f"only: {' '.join(rooms[room]) or 'nothing'}")
-    beside = name.endswith(("_test.cc", "_fuzz.cc"))
-    if room != "cli" and not beside:
+    if room != "cli" and not TEST_CODE.search(name):
         for m in ENVIRONMENT.finditer(text):
             yield (f"{name}:{line_of(text, m.start())}: '{m.group(0)}': only src/cli reads the "
                    "environment; take the value as an argument")

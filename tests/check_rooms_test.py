@@ -20,6 +20,7 @@ GOOD = {
     "src/base/a.h": "/// What it is.\n#pragma once\n#include <string>\n",
     "src/base/a.cc": '#include "base/a.h"\n',
     "src/base/a_test.cc": '#include "base/a.h"\nauto v = std::getenv("X");\n',
+    "src/base/test_support.h": '/// For tests.\n#pragma once\nauto w = std::getenv("X");\n',
     "src/tensor/t.h": '/// What it is.\n#pragma once\n#include "base/a.h"\n',
     "src/kernels/cpu/k.cc": '#define HWY_TARGET_INCLUDE "kernels/cpu/k.cc"\n'
                             '#include "hwy/highway.h"\n#include "tensor/t.h"\n' + "\n" * 900,
