@@ -16,34 +16,55 @@ constexpr size_t kMaxDepth = 256;
 // Watches the parse for what nlohmann accepts and we don't: duplicate keys and absurd nesting.
 class StrictCallback {
  public:
+  // `name_keys`: remember all keys, to say which one is there twice; several times slower.
+  explicit StrictCallback(bool name_keys) : name_keys_(name_keys) {}
+
   bool operator()(int depth, Json::parse_event_t event, Json& parsed) {
     if (static_cast<size_t>(depth) > kMaxDepth)
       problem = fmt::format("nested deeper than {} levels", kMaxDepth);
-    if (event == Json::parse_event_t::object_start) keys_.emplace_back();
-    if (event == Json::parse_event_t::object_end && !keys_.empty()) keys_.pop_back();
-    if (event == Json::parse_event_t::key && problem.empty()) {
-      auto key = parsed.get<std::string>();
-      if (!keys_.back().insert(key).second)
-        problem = fmt::format("key '{}' appears twice", key.substr(0, 200));
+    if (event == Json::parse_event_t::object_start) open_.emplace_back();
+    if (event == Json::parse_event_t::key) add_key(parsed);
+    if (event == Json::parse_event_t::object_end && !open_.empty()) {
+      // An object keeps one value a key.
+      if (open_.back().n_keys != parsed.size()) has_duplicate = true;
+      open_.pop_back();
     }
     return problem.empty();
   }
 
   std::string problem;
+  bool has_duplicate = false;
 
  private:
-  std::vector<std::set<std::string>> keys_;
+  struct Object {
+    size_t n_keys = 0;
+    std::set<std::string> keys;
+  };
+
+  void add_key(const Json& parsed) {
+    ++open_.back().n_keys;
+    if (!name_keys_ || !problem.empty()) return;
+    const auto key = parsed.get<std::string>();
+    if (!open_.back().keys.insert(key).second)
+      problem = fmt::format("key '{}' appears twice", key.substr(0, 200));
+  }
+
+  bool name_keys_;
+  std::vector<Object> open_;
 };
 
 }  // namespace
 
 Result<Json> parse_json(std::string_view text, std::string_view what) {
-  StrictCallback strict;
   try {
-    Json json = Json::parse(text, std::ref(strict));
-    if (!strict.problem.empty())
-      return invalid_argument(fmt::format("{}: {}", what, strict.problem));
-    return json;
+    for (const bool name_keys : {false, true}) {
+      StrictCallback strict(name_keys);
+      Json json = Json::parse(text, std::ref(strict));
+      if (!strict.problem.empty())
+        return invalid_argument(fmt::format("{}: {}", what, strict.problem));
+      if (!strict.has_duplicate) return json;
+    }
+    return internal_error(fmt::format("{}: a key appears twice and was not found", what));
   } catch (const nlohmann::json::exception& e) {
     return invalid_argument(fmt::format("{}: not valid JSON: {}", what, e.what()));
   }

@@ -23,6 +23,8 @@
 
 namespace exo::text {
 
+struct TokenizerParts;
+
 class Tokenizer {
  public:
   /// `path`: a model folder with tokenizer.json (and, if present, tokenizer_config.json and
@@ -65,9 +67,8 @@ class Tokenizer {
   const TokenizerConfig& config() const;
 
  private:
-  struct Parts;
-  explicit Tokenizer(std::unique_ptr<const Parts> parts);
-  std::unique_ptr<const Parts> parts_;
+  explicit Tokenizer(std::unique_ptr<const TokenizerParts> parts);
+  std::unique_ptr<const TokenizerParts> parts_;
 };
 
 }  // namespace exo::text
