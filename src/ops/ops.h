@@ -219,7 +219,7 @@ struct MlaExpandedArgs {
   float softmax_scale = 1;
   TensorView out;    ///< [n_rows, n_heads, v_head_dim] f32
   TensorView probs;  ///< [n_heads, n_rows, n_past + n_rows] f32 or empty; only with one sequence,
-                     ///< and only the reference body fills it
+                     ///< and the reference body then runs on every table
 };
 
 /// The bodies of one device and instruction set. A body may rely on checked operands.

@@ -65,7 +65,7 @@ DType activation_dtype(WeightFormat format, bool fp32_compute) {
 int64_t linear_scratch_bytes(int n_threads) { return n_threads * kThreadScratchBytes; }
 
 int64_t select_experts_scratch_bytes(int64_t n_experts, int n_threads) {
-  return n_threads * (piece(3 * n_experts * 4) + piece(2 * n_experts));
+  return n_threads * (piece(4 * n_experts * 4) + piece(2 * n_experts));
 }
 
 int64_t head_linear_scratch_bytes(int64_t n_rows, int64_t, int64_t n_in, int64_t, int n_threads) {

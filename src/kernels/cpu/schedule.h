@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "base/thread_pool.h"
 #include "tensor/packed.h"
 
 namespace exo::kernels::cpu {
@@ -35,6 +36,17 @@ inline Blocks panel_blocks(const PackedMatrix& w, int64_t n_rows, int64_t n_row_
   const int64_t fair = n * n_row_blocks / (4 * n_threads);
   const int64_t size = align_up(std::clamp<int64_t>(fair, 1, wanted), 2);
   return {size, ceil_div(n, size)};
+}
+
+/// Calls f(row, thread) for every row, several rows a task: a task moves about 64 KiB, and less
+/// work than that stays on the calling thread.
+template <typename F>
+void for_rows(ThreadPool& pool, int64_t n_rows, int64_t row_bytes, F&& f) {
+  const int64_t size = std::max<int64_t>(1, (64 << 10) / std::max<int64_t>(row_bytes, 1));
+  pool.parallel_for(ceil_div(n_rows, size), [&](int64_t task, int thread) {
+    const int64_t end = std::min(n_rows, (task + 1) * size);
+    for (int64_t row = task * size; row < end; ++row) f(row, thread);
+  });
 }
 
 }  // namespace exo::kernels::cpu

@@ -14,9 +14,21 @@ struct On<body, isa> {
 template <Isa isa>
 const ops::OpTable& table_of(const char* name) {
   static const ops::OpTable kTable = [name] {
-    ops::OpTable t = ops::reference_table();
+    ops::OpTable t{};
     t.name = name;
+    t.embedding = On<embedding, isa>::run;
+    t.rms_norm = On<rms_norm, isa>::run;
+    t.add = On<add, isa>::run;
+    t.pack_rows = On<pack_rows, isa>::run;
     t.linear = On<linear, isa>::run;
+    t.head_linear = On<head_linear, isa>::run;
+    t.rope_table = On<rope_table, isa>::run;
+    t.rope = On<rope, isa>::run;
+    t.select_experts = On<select_experts, isa>::run;
+    t.experts = On<experts, isa>::run;
+    t.store_latent = On<store_latent, isa>::run;
+    t.mla_absorbed = On<mla_absorbed, isa>::run;
+    t.mla_expanded = On<mla_expanded, isa>::run;
     return t;
   }();
   return kTable;

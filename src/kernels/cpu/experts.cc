@@ -1,0 +1,332 @@
+/// Gated MLPs in two waves of tasks, dynamically shared: (expert, block of gate and up panels) with
+/// SiLU fused, then blocks of output columns, each running its experts in ascending order and the
+/// shared one last, so that nothing is added by two threads and the order never changes.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <new>
+
+#include "kernels/cpu/bodies.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/schedule.h"
+#include "kernels/cpu/vector.h"
+#include "ops/checks.h"
+
+namespace exo::kernels::cpu {
+namespace {
+
+// What a thread's products are written to before they are used: 512 rows of 256 outputs.
+constexpr int64_t kThreadBufferBytes = ops::kThreadScratchBytes;
+constexpr int64_t kBufferFloats = kThreadBufferBytes / 4;
+// Jobs of at most so many rows are packed by the thread that finishes their hidden values.
+constexpr int64_t kMaxRowsPackedAtOnce = 32;
+
+// One expert with the rows that chose it (or the shared expert with all rows).
+struct Job {
+  const PackedMatrix* gate_up = nullptr;
+  const PackedMatrix* down = nullptr;
+  const int32_t* tokens = nullptr;  // [n_rows], null: row i is token i
+  const float* weights = nullptr;   // [n_rows], null: 1
+  PackedRows x;
+  float* hidden = nullptr;  // [n_rows, hidden_stride]
+  int64_t hidden_stride = 0;
+  PackedRows packed_hidden;
+  Blocks rows, pairs;                  // of the first wave
+  int64_t first_task = 0;              // in the first wave
+  std::atomic<int64_t> tasks_left{0};  // of the first wave
+};
+
+struct Plan {
+  Job* jobs = nullptr;  // routed ascending, then shared
+  int64_t n_jobs = 0;
+  int64_t n_routed_jobs = 0;
+  int64_t n_tasks = 0;
+  std::byte* scratch = nullptr;  // per thread: the kernel's, then the buffer
+  MatmulKernel kernel = nullptr;
+
+  std::byte* kernel_scratch(int thread) const {
+    return scratch + thread * (kMatmulScratchBytes + kThreadBufferBytes);
+  }
+  float* buffer(int thread) const {
+    return reinterpret_cast<float*>(kernel_scratch(thread) + kMatmulScratchBytes);
+  }
+};
+
+// -- planning -------------------------------------------------------------------------------------
+
+// tokens and weights sorted by expert; counts[e] rows each.
+struct Routing {
+  int32_t* begin = nullptr;  // [n_experts + 1]
+  int32_t* tokens = nullptr;
+  float* weights = nullptr;
+};
+
+Result<Routing> sort_by_expert(const ops::ExpertsArgs& args, Arena& arena) {
+  Routing r;
+  const auto n_experts = static_cast<int64_t>(args.down.size());
+  const int64_t n = args.ids.n_elements(), n_tokens = args.ids.dim(0), top_k = args.ids.dim(1);
+  r.begin = arena.take<int32_t>(n_experts + 1);
+  r.tokens = arena.take<int32_t>(n);
+  r.weights = arena.take<float>(n);
+  if (r.begin == nullptr || r.tokens == nullptr || r.weights == nullptr)
+    return ops::scratch_exhausted("experts", n * 8 + n_experts * 4, arena);
+  std::fill_n(r.begin, n_experts + 1, 0);
+  for (int64_t i = 0; i < n_tokens; ++i) {
+    for (int64_t k = 0; k < top_k; ++k) ++r.begin[args.ids.row<int32_t>(i)[k] + 1];
+  }
+  for (int64_t e = 0; e < n_experts; ++e) r.begin[e + 1] += r.begin[e];
+  // begin[e] walks to its end while rows are placed, which is begin[e + 1]: shifted back below.
+  for (int64_t i = 0; i < n_tokens; ++i) {
+    for (int64_t k = 0; k < top_k; ++k) {
+      const int32_t at = r.begin[args.ids.row<int32_t>(i)[k]]++;
+      r.tokens[at] = static_cast<int32_t>(i);
+      r.weights[at] = args.weights.row<float>(i)[k];
+    }
+  }
+  for (int64_t e = n_experts; e > 0; --e) r.begin[e] = r.begin[e - 1];
+  r.begin[0] = 0;
+  return r;
+}
+
+Status take_hidden(Job& job, Arena& arena) {
+  const int64_t n_inter = job.down->n_in;
+  job.hidden_stride = align_up(n_inter, kPanelRows);
+  job.hidden = arena.take<float>(job.x.n_rows * job.hidden_stride);
+  if (job.hidden == nullptr)
+    return ops::scratch_exhausted("experts", job.x.n_rows * job.hidden_stride * 4, arena);
+  EXO_ASSIGN_OR_RETURN(job.packed_hidden,
+                       ops::take_packed_rows(job.x.dtype, job.x.n_rows, n_inter, arena));
+  return ok_status();
+}
+
+// Cuts a job's first wave; `all_pairs` is what all jobs have together.
+void cut_first_wave(Job& job, int64_t all_pairs, int n_threads) {
+  const int64_t n_rows = job.x.n_rows, n_pairs = job.gate_up->n_panels() / 2;
+  job.rows = row_blocks(n_rows);
+  const int64_t by_bytes =
+      std::min<int64_t>(ceil_div(kTaskWeightBytes, 2 * job.gate_up->panel_bytes()), 64);
+  const int64_t wanted = n_rows > 16 ? 4 : by_bytes;
+  const int64_t size = std::clamp<int64_t>(all_pairs / (4 * n_threads), 1, wanted);
+  job.pairs = {size, ceil_div(n_pairs, size)};
+}
+
+Status add_job(Plan& plan, const PackedMatrix& gate_up, const PackedMatrix& down,
+               const PackedRows& x, Arena& arena) {
+  Job& job = *new (plan.jobs + plan.n_jobs++) Job;
+  job.gate_up = &gate_up;
+  job.down = &down;
+  job.x = x;
+  return take_hidden(job, arena);
+}
+
+Status add_routed_jobs(const ops::ExpertsArgs& args, Plan& plan, ops::OpContext& ctx) {
+  EXO_ASSIGN_OR_RETURN(const Routing routing, sort_by_expert(args, *ctx.arena));
+  for (size_t e = 0; e < args.down.size(); ++e) {
+    const int64_t begin = routing.begin[e], n = routing.begin[e + 1] - begin;
+    if (n == 0) continue;
+    PackedRows x = args.x;
+    if (args.x.n_rows > 1) {
+      EXO_ASSIGN_OR_RETURN(x, ops::take_packed_rows(x.dtype, n, x.n_cols, *ctx.arena));
+    }
+    EXO_RETURN_IF_ERROR(add_job(plan, args.gate_up[e], args.down[e], x, *ctx.arena));
+    plan.jobs[plan.n_jobs - 1].tokens = routing.tokens + begin;
+    plan.jobs[plan.n_jobs - 1].weights = routing.weights + begin;
+  }
+  plan.n_routed_jobs = plan.n_jobs;
+  return ok_status();
+}
+
+Result<Plan> make_plan(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ctx) {
+  Plan plan;
+  const int n_threads = ctx.pool->n_threads();
+  const auto n_experts = static_cast<int64_t>(args.ids.empty() ? 0 : args.down.size());
+  const int64_t most_jobs = std::min(n_experts, args.ids.n_elements()) + 1;
+  plan.jobs = ctx.arena->take<Job>(most_jobs);
+  plan.scratch = ctx.arena->take_bytes(n_threads * (kMatmulScratchBytes + kThreadBufferBytes));
+  if (plan.jobs == nullptr || plan.scratch == nullptr)
+    return ops::scratch_exhausted("experts", n_threads * (kMatmulScratchBytes + kThreadBufferBytes),
+                                  *ctx.arena);
+  if (!args.ids.empty()) EXO_RETURN_IF_ERROR(add_routed_jobs(args, plan, ctx));
+  if (args.shared_down != nullptr)
+    EXO_RETURN_IF_ERROR(add_job(plan, *args.shared_gate_up, *args.shared_down, args.x, *ctx.arena));
+  const WeightFormat format = n_experts > 0 ? args.gate_up[0].format : args.shared_gate_up->format;
+  plan.kernel = find_matmul(isa, args.x.dtype, format);
+  int64_t all_pairs = 0;
+  for (int64_t j = 0; j < plan.n_jobs; ++j) all_pairs += plan.jobs[j].gate_up->n_panels() / 2;
+  for (int64_t j = 0; j < plan.n_jobs; ++j) {
+    Job& job = plan.jobs[j];
+    cut_first_wave(job, all_pairs, n_threads);
+    job.first_task = plan.n_tasks;
+    const int64_t n = job.rows.count * job.pairs.count;
+    job.tasks_left.store(n, std::memory_order_relaxed);
+    plan.n_tasks += n;
+  }
+  return plan;
+}
+
+// -- the rows of each expert ----------------------------------------------------------------------
+
+void gather_row(const PackedRows& from, int64_t from_row, const PackedRows& to, int64_t to_row) {
+  if (from.dtype == DType::f32) {
+    std::memcpy(to.data + to_row * to.row_bytes(), from.data + from_row * from.row_bytes(),
+                static_cast<size_t>(from.row_bytes()));
+    return;
+  }
+  for (int64_t t = 0; t < from.row_bytes() / 64; ++t)
+    std::memcpy(to.line(to_row, t), from.line(from_row, t), 64);
+  if (from.dtype != DType::i8) return;
+  to.scales[to_row] = from.scales[from_row];
+  const int64_t n_groups = from.n_cols_padded() / kInt4GroupCols;
+  std::copy_n(from.group_sums + from_row * n_groups, n_groups, to.group_sums + to_row * n_groups);
+}
+
+void gather(const ops::ExpertsArgs& args, const Plan& plan, ThreadPool& pool) {
+  if (args.x.n_rows == 1) return;  // jobs use the one row itself
+  pool.parallel_for(plan.n_routed_jobs, [&](int64_t j, int) {
+    const Job& job = plan.jobs[j];
+    for (int64_t r = 0; r < job.x.n_rows; ++r) gather_row(args.x, job.tokens[r], job.x, r);
+  });
+}
+
+// -- the first wave -------------------------------------------------------------------------------
+
+void pack_hidden(const Job& job, int64_t begin, int64_t end, const VectorKernels& v) {
+  for (int64_t r = begin; r < end; ++r)
+    v.pack_row(job.hidden + r * job.hidden_stride, r, job.packed_hidden);
+}
+
+void run_hidden_task(const Plan& plan, int64_t task, int thread, const VectorKernels& v) {
+  Job* after = std::upper_bound(plan.jobs, plan.jobs + plan.n_jobs, task,
+                                [](int64_t t, const Job& j) { return t < j.first_task; });
+  Job& job = *(after - 1);
+  // Rows innermost: threads that run at one time share weights.
+  const int64_t i = task - job.first_task;
+  const int64_t row = i % job.rows.count * job.rows.size;
+  const int64_t pair = i / job.rows.count * job.pairs.size;
+  const int64_t n_rows = std::min(job.rows.size, job.x.n_rows - row);
+  const int64_t n_pairs = std::min(job.pairs.size, job.gate_up->n_panels() / 2 - pair);
+  float* buffer = plan.buffer(thread);
+  plan.kernel({.x = &job.x,
+               .row_begin = row,
+               .n_rows = n_rows,
+               .w = job.gate_up,
+               .panel_begin = 2 * pair,
+               .n_panels = 2 * n_pairs,
+               .out = buffer,
+               .out_stride = 32 * n_pairs,
+               .accumulate = false,
+               .scratch = plan.kernel_scratch(thread)});
+  for (int64_t r = 0; r < n_rows; ++r)
+    v.silu_mul(buffer + r * 32 * n_pairs, job.hidden + (row + r) * job.hidden_stride + pair * 16,
+               n_pairs);
+  if (job.tasks_left.fetch_sub(1, std::memory_order_acq_rel) == 1 &&
+      job.x.n_rows <= kMaxRowsPackedAtOnce)
+    pack_hidden(job, 0, job.x.n_rows, v);
+}
+
+// Jobs too large for one thread to pack alone.
+void pack_large_jobs(const Plan& plan, ThreadPool& pool, const VectorKernels& v) {
+  int64_t n_tasks = 0;
+  for (int64_t j = 0; j < plan.n_jobs; ++j) {
+    Job& job = plan.jobs[j];
+    job.first_task = n_tasks;
+    if (job.x.n_rows > kMaxRowsPackedAtOnce) n_tasks += ceil_div(job.x.n_rows, 16);
+  }
+  pool.parallel_for(n_tasks, [&](int64_t task, int) {
+    Job* after = std::upper_bound(plan.jobs, plan.jobs + plan.n_jobs, task,
+                                  [](int64_t t, const Job& j) { return t < j.first_task; });
+    const Job& job = *(after - 1);
+    const int64_t row = (task - job.first_task) * 16;
+    pack_hidden(job, row, std::min(row + 16, job.x.n_rows), v);
+  });
+}
+
+// -- the second wave ------------------------------------------------------------------------------
+
+MatmulTask down_task(const Plan& plan, const Job& job, int64_t row, int64_t n_rows, int64_t panel,
+                     int64_t n_panels, int thread) {
+  return {.x = &job.packed_hidden,
+          .row_begin = row,
+          .n_rows = n_rows,
+          .w = job.down,
+          .panel_begin = panel,
+          .n_panels = n_panels,
+          .scratch = plan.kernel_scratch(thread)};
+}
+
+// Output columns of the panels [panel, panel + n_panels), all tokens.
+void run_down_task(const ops::ExpertsArgs& args, const Plan& plan, int64_t panel, int64_t n_panels,
+                   int thread, const VectorKernels& v) {
+  const int64_t column = panel * kPanelRows;
+  const int64_t n_columns = std::min(n_panels * kPanelRows, args.out.dim(1) - column);
+  const int64_t stride = n_panels * kPanelRows;
+  const int64_t most_rows = kBufferFloats / stride / 16 * 16;
+  float* buffer = plan.buffer(thread);
+  if (plan.n_routed_jobs > 0) {
+    for (int64_t i = 0; i < args.out.dim(0); ++i)
+      std::fill_n(args.out.row<float>(i) + column, n_columns, 0.0f);
+  }
+  for (int64_t j = 0; j < plan.n_jobs; ++j) {
+    const Job& job = plan.jobs[j];
+    for (int64_t row = 0; row < job.x.n_rows; row += most_rows) {
+      const int64_t n_rows = std::min(most_rows, job.x.n_rows - row);
+      MatmulTask task = down_task(plan, job, row, n_rows, panel, n_panels, thread);
+      if (job.tokens == nullptr) {
+        task.out = args.out.row<float>(row) + column;
+        task.out_stride = args.out.stride(0);
+        task.accumulate = plan.n_routed_jobs > 0;
+        plan.kernel(task);
+        continue;
+      }
+      task.out = buffer;
+      task.out_stride = stride;
+      plan.kernel(task);
+      for (int64_t r = 0; r < n_rows; ++r)
+        v.add_scaled(job.weights[row + r], buffer + r * stride,
+                     args.out.row<float>(job.tokens[row + r]) + column, n_columns);
+    }
+  }
+}
+
+// Column blocks: wide while much is left (a block reads every expert's hidden rows once), narrow at
+// the end, so that threads finish together.
+struct ColumnBlocks {
+  static constexpr int64_t kMost = 1024;
+  int32_t begin[kMost + 1];
+  int64_t count = 0;
+
+  ColumnBlocks(int64_t n_panels, int64_t widest, int n_threads) {
+    int64_t at = 0;
+    begin[0] = 0;
+    while (at < n_panels) {
+      const int64_t left = n_panels - at;
+      int64_t size = std::clamp<int64_t>(left / (2 * n_threads), 2, widest) / 2 * 2;
+      if (count == kMost - 1) size = left;
+      at = std::min(n_panels, at + size);
+      begin[++count] = static_cast<int32_t>(at);
+    }
+  }
+};
+
+}  // namespace
+
+Status experts(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ctx) {
+  ArenaScope scope(*ctx.arena);
+  const VectorKernels& v = vector_kernels(isa);
+  EXO_ASSIGN_OR_RETURN(const Plan plan, make_plan(isa, args, ctx));
+  gather(args, plan, *ctx.pool);
+  ctx.pool->parallel_for(plan.n_tasks,
+                         [&](int64_t task, int thread) { run_hidden_task(plan, task, thread, v); });
+  pack_large_jobs(plan, *ctx.pool, v);
+  const PackedMatrix& down = *plan.jobs[0].down;
+  const bool few_rows = args.x.n_rows <= 16;
+  const int64_t by_bytes = ceil_div(kTaskWeightBytes, plan.n_jobs * down.panel_bytes());
+  const ColumnBlocks blocks(down.n_panels(), few_rows ? std::clamp<int64_t>(by_bytes, 4, 16) : 16,
+                            ctx.pool->n_threads());
+  ctx.pool->parallel_for(blocks.count, [&](int64_t b, int thread) {
+    run_down_task(args, plan, blocks.begin[b], blocks.begin[b + 1] - blocks.begin[b], thread, v);
+  });
+  return ok_status();
+}
+
+}  // namespace exo::kernels::cpu

@@ -1,0 +1,64 @@
+/// The vector pieces that this room's bodies are made of: one function per step of an operation,
+/// compiled for every instruction set (vector_*.cc), never threaded. Pointers need no alignment
+/// unless said; counts may be anything.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/isa.h"
+#include "tensor/packed.h"
+
+namespace exo::kernels::cpu {
+
+/// A query row's running softmax (Milakov & Gimelshein 2018): the largest score so far and the sum
+/// of exp(score - largest).
+struct SoftmaxState {
+  float largest;
+  float sum;
+};
+
+struct VectorKernels {
+  // Rows of f32 [n].
+  void (*widen_bf16)(const bf16* x, float* out, int64_t n);
+  void (*round_to_bf16)(const float* x, bf16* out, int64_t n);
+  void (*rms_norm)(const float* x, const float* weight, float eps, float* out, int64_t n);
+  void (*add)(const float* x, float* y, int64_t n);                      ///< y += x
+  void (*add_scaled)(float scale, const float* x, float* y, int64_t n);  ///< y += scale * x
+  /// (a, b) of pairs j < half: (a cos[j] - b sin[j], a sin[j] + b cos[j]).
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t half);
+  void (*sigmoid)(const float* x, float* out, int64_t n);
+  void (*softmax)(const float* x, float* out, int64_t n);
+  /// out[16 p + i] = silu(x[32 p + i]) * x[32 p + 16 + i]: a row of a gate_up product.
+  void (*silu_mul)(const float* gate_up, float* out, int64_t n_pairs);
+  /// x [out.n_cols] becomes row `row` of out (ops::PackRowsArgs).
+  void (*pack_row)(const float* x, int64_t row, const PackedRows& out);
+
+  // Attention over one page of at most 64 keys. `p` rows are 64 floats apart.
+  /// p[i, t] = scale * (q[i] . keys[t]) for t < n_keys; q [n_q, dim], keys [n_keys, dim] with
+  /// strides; both aligned, padded with zeros to a multiple of 16.
+  void (*score_rows)(const float* q, int64_t q_stride, int64_t n_q, const float* keys,
+                     int64_t key_stride, int64_t n_keys, int64_t dim, float scale, float* p);
+  /// The same with keys transposed: keys_t [dim, 64], aligned; q [n_q, dim] with any stride. All 64
+  /// columns are computed.
+  void (*score_columns)(const float* q, int64_t q_stride, int64_t n_q, const float* keys_t,
+                        int64_t dim, float scale, float* p);
+  /// Adds a page's scores p[0, n) to the state, turns them into weights exp(score - largest) and
+  /// returns the factor exp(old largest - largest) for what was summed before.
+  float (*softmax_page)(float* p, int64_t n, SoftmaxState& state);
+  /// out[i] = keep[i] * out[i] + sum_t p[i, t] * values[t] for t < n_keys[i] (ascending, one fused
+  /// multiply-add each); out [n_q, dim], values [max n_keys, dim] with strides.
+  void (*add_values)(const float* p, const float* keep, const int64_t* n_keys, int64_t n_q,
+                     const float* values, int64_t value_stride, int64_t dim, float* out,
+                     int64_t out_stride);
+  void (*divide)(float* x, float divisor, int64_t n);
+  /// y = a * y + b * x
+  void (*mix)(float a, float* y, float b, const float* x, int64_t n);
+  /// out[j, i] = in[i, j]; in [n_rows <= 64, n_cols], out [n_cols, 64].
+  void (*transpose_page)(const float* in, int64_t in_stride, int64_t n_rows, int64_t n_cols,
+                         float* out);
+};
+
+/// Precondition: isa is not `reference`.
+const VectorKernels& vector_kernels(Isa isa);
+
+}  // namespace exo::kernels::cpu

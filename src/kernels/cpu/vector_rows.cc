@@ -1,0 +1,240 @@
+/// Steps over single rows.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/cpu/vector_parts.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/vector_rows.cc"
+#include "kernels/cpu/highway_targets.h"
+//
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+#include "kernels/cpu/vector_math-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace exo::kernels::cpu {
+namespace HWY_NAMESPACE {
+
+void WidenBf16(const bf16* x, float* out, int64_t n) {
+  const DF df;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) hn::StoreU(LoadBf16(x + i), df, out + i);
+  for (; i < n; ++i) out[i] = to_f32(x[i]);
+}
+
+void RoundToBf16(const float* x, bf16* out, int64_t n) {
+  const DF df;
+  const hn::Rebind<uint16_t, DF> d16;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const VI bits = hn::BitCast(DI(), Bf16Bits(hn::LoadU(df, x + i)));
+    hn::StoreU(hn::DemoteTo(d16, bits), d16, reinterpret_cast<uint16_t*>(out + i));
+  }
+  for (; i < n; ++i) out[i] = to_bf16(x[i]);
+}
+
+void RmsNorm(const float* x, const float* weight, float eps, float* out, int64_t n) {
+  const DF df;
+  VF s0 = hn::Zero(df), s1 = s0, s2 = s0, s3 = s0;
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    const VF a = hn::LoadU(df, x + i), b = hn::LoadU(df, x + i + kLanes);
+    const VF c = hn::LoadU(df, x + i + 2 * kLanes), d = hn::LoadU(df, x + i + 3 * kLanes);
+    s0 = hn::MulAdd(a, a, s0);
+    s1 = hn::MulAdd(b, b, s1);
+    s2 = hn::MulAdd(c, c, s2);
+    s3 = hn::MulAdd(d, d, s3);
+  }
+  for (; i < n; i += kLanes) {
+    const VF a = n - i >= kLanes ? hn::LoadU(df, x + i) : LoadTail(x + i, n - i);
+    s0 = hn::MulAdd(a, a, s0);
+  }
+  const float sum = hn::GetLane(hn::SumOfLanes(df, hn::Add(hn::Add(s0, s1), hn::Add(s2, s3))));
+  const VF scale = hn::Set(df, 1.0f / std::sqrt(sum / static_cast<float>(n) + eps));
+  for (i = 0; i + kLanes <= n; i += kLanes) {
+    const VF v = hn::Mul(hn::LoadU(df, x + i), scale);
+    hn::StoreU(hn::Mul(v, hn::LoadU(df, weight + i)), df, out + i);
+  }
+  if (i < n) {
+    const VF v = hn::Mul(LoadTail(x + i, n - i), scale);
+    StoreTail(hn::Mul(v, LoadTail(weight + i, n - i)), out + i, n - i);
+  }
+}
+
+void Add(const float* x, float* y, int64_t n) {
+  const DF df;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    hn::StoreU(hn::Add(hn::LoadU(df, y + i), hn::LoadU(df, x + i)), df, y + i);
+  for (; i < n; ++i) y[i] += x[i];
+}
+
+void AddScaled(float scale, const float* x, float* y, int64_t n) {
+  const DF df;
+  const VF s = hn::Set(df, scale);
+  int64_t i = 0;
+  // Two roundings, as in the reference.
+  for (; i + kLanes <= n; i += kLanes)
+    hn::StoreU(hn::Add(hn::LoadU(df, y + i), hn::Mul(s, hn::LoadU(df, x + i))), df, y + i);
+  for (; i < n; ++i) y[i] += scale * x[i];
+}
+
+void Rope(float* x, const float* cos, const float* sin, int64_t half) {
+  const DF df;
+  int64_t j = 0;
+  for (; j + kLanes <= half; j += kLanes) {
+    VF a, b;
+    hn::LoadInterleaved2(df, x + 2 * j, a, b);
+    const VF c = hn::LoadU(df, cos + j), s = hn::LoadU(df, sin + j);
+    hn::StoreInterleaved2(hn::Sub(hn::Mul(a, c), hn::Mul(b, s)),
+                          hn::Add(hn::Mul(a, s), hn::Mul(b, c)), df, x + 2 * j);
+  }
+  for (; j < half; ++j) {
+    const float a = x[2 * j], b = x[2 * j + 1];
+    x[2 * j] = a * cos[j] - b * sin[j];
+    x[2 * j + 1] = a * sin[j] + b * cos[j];
+  }
+}
+
+void SigmoidRow(const float* x, float* out, int64_t n) {
+  const DF df;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) hn::StoreU(Sigmoid(hn::LoadU(df, x + i)), df, out + i);
+  if (i < n) StoreTail(Sigmoid(LoadTail(x + i, n - i)), out + i, n - i);
+}
+
+void Softmax(const float* x, float* out, int64_t n) {
+  const DF df;
+  float largest = -std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
+  const VF top = hn::Set(df, largest);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    hn::StoreU(Exp(hn::Sub(hn::LoadU(df, x + i), top)), df, out + i);
+  if (i < n) StoreTail(Exp(hn::Sub(LoadTail(x + i, n - i), top)), out + i, n - i);
+  float sum = 0;
+  for (i = 0; i < n; ++i) sum += out[i];
+  for (i = 0; i < n; ++i) out[i] /= sum;
+}
+
+void SiluMul(const float* gate_up, float* out, int64_t n_pairs) {
+  const DF df;
+  for (int64_t p = 0; p < n_pairs; ++p) {
+    EXO_UNROLL
+    for (int i = 0; i < 16; i += kLanes) {
+      const VF gate = hn::LoadU(df, gate_up + 32 * p + i);
+      const VF up = hn::LoadU(df, gate_up + 32 * p + 16 + i);
+      const VF denominator = hn::Add(hn::Set(df, 1.0f), Exp(hn::Neg(gate)));
+      hn::StoreU(hn::Mul(hn::Div(gate, denominator), up), df, out + 16 * p + i);
+    }
+  }
+}
+
+// -- packing ------------------------------------------------------------------------------------
+
+void PackF32(const float* x, int64_t row, const PackedRows& out) {
+  auto* to = reinterpret_cast<float*>(out.data + row * out.row_bytes());
+  std::memcpy(to, x, static_cast<size_t>(out.n_cols) * 4);
+  std::memset(to + out.n_cols, 0, static_cast<size_t>(out.n_cols_padded() - out.n_cols) * 4);
+}
+
+void PackBf16(const float* x, int64_t row, const PackedRows& out) {
+  for (int64_t t = 0; t < out.n_cols_padded() / 32; ++t) {
+    auto* line = reinterpret_cast<bf16*>(out.line(row, t));
+    const int64_t n = std::clamp<int64_t>(out.n_cols - 32 * t, 0, 32);
+    if (n < 32) std::memset(line, 0, 64);
+    RoundToBf16(x + 32 * t, line, n);
+  }
+}
+
+// The largest |x| as bits: NaN > infinity > every finite number.
+HWY_INLINE int32_t LargestBits(const float* x, int64_t n) {
+  const DF df;
+  const DI di;
+  const VI mask = hn::Set(di, 0x7FFFFFFF);
+  VI m0 = hn::Zero(di), m1 = m0;
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    m0 = hn::Max(m0, hn::And(hn::BitCast(di, hn::LoadU(df, x + i)), mask));
+    m1 = hn::Max(m1, hn::And(hn::BitCast(di, hn::LoadU(df, x + i + kLanes)), mask));
+  }
+  for (; i < n; i += kLanes) {
+    const VF v = n - i >= kLanes ? hn::LoadU(df, x + i) : LoadTail(x + i, n - i);
+    m0 = hn::Max(m0, hn::And(hn::BitCast(di, v), mask));
+  }
+  return hn::GetLane(hn::MaxOfLanes(di, hn::Max(m0, m1)));
+}
+
+// 32 columns: their q and the sum of those.
+HWY_INLINE int32_t QuantiseGroup(const float* x, float inverse, int8_t* q) {
+  const DF df;
+  const DI di;
+  const hn::Rebind<int8_t, DF> d8;
+  VI sum = hn::Zero(di);
+  EXO_UNROLL
+  for (int i = 0; i < 32; i += kLanes) {
+    const VI v = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse)));
+    sum = hn::Add(sum, v);
+    hn::StoreU(hn::DemoteTo(d8, v), d8, q + i);
+  }
+  return hn::GetLane(hn::SumOfLanes(di, sum));
+}
+
+void PackI8(const float* x, int64_t row, const PackedRows& out) {
+  const int64_t n_groups = out.n_cols_padded() / kInt4GroupCols;
+  int32_t* sums = out.group_sums + row * n_groups;
+  const int32_t bits = LargestBits(x, out.n_cols);
+  const float largest = std::bit_cast<float>(bits);
+  if (bits >= 0x7F800000 || largest < 1e-30f) {
+    out.scales[row] = bits >= 0x7F800000 ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
+    std::fill_n(sums, n_groups, 0);
+    for (int64_t t = 0; t < n_groups / 2; ++t) std::memset(out.line(row, t), 0, 64);
+    return;
+  }
+  out.scales[row] = largest / 127.0f;
+  const float inverse = 127.0f / largest;
+  for (int64_t g = 0; g < n_groups; ++g) {
+    auto* q = reinterpret_cast<int8_t*>(out.line(row, g / 2)) + g % 2 * 32;
+    const int64_t n = out.n_cols - 32 * g;
+    if (n >= 32) {
+      sums[g] = QuantiseGroup(x + 32 * g, inverse, q);
+    } else {
+      float tail[32] = {};
+      if (n > 0) std::memcpy(tail, x + 32 * g, static_cast<size_t>(n) * 4);
+      sums[g] = QuantiseGroup(tail, inverse, q);
+    }
+  }
+}
+
+void PackRow(const float* x, int64_t row, const PackedRows& out) {
+  if (out.dtype == DType::f32) return PackF32(x, row, out);
+  if (out.dtype == DType::bf16) return PackBf16(x, row, out);
+  PackI8(x, row, out);
+}
+
+void SetRowKernels(VectorKernels& k) {
+  k.widen_bf16 = WidenBf16;
+  k.round_to_bf16 = RoundToBf16;
+  k.rms_norm = RmsNorm;
+  k.add = Add;
+  k.add_scaled = AddScaled;
+  k.rope = Rope;
+  k.sigmoid = SigmoidRow;
+  k.softmax = Softmax;
+  k.silu_mul = SiluMul;
+  k.pack_row = PackRow;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace exo::kernels::cpu
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace exo::kernels::cpu {
+
+void set_row_kernels(Isa isa, VectorKernels& kernels) { EXO_ON_ISA(isa, SetRowKernels(kernels)); }
+
+}  // namespace exo::kernels::cpu
+#endif
