@@ -61,7 +61,7 @@ class CacheWriter {
   /// Writes the manifest: the entries of all finished units, and identity's layers.
   Status finish();
 
-  /// Called with written_bytes() after each piece.
+  /// Called with written_bytes() after each piece: one call at a time, from any thread of the pool.
   std::function<void(uint64_t n_bytes)> on_progress;
 
  private:

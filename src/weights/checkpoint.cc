@@ -351,11 +351,17 @@ Status widen_to_f32(DType dtype, std::span<const std::byte> in, std::span<float>
       std::memcpy(out.data(), in.data(), out.size_bytes());
       return ok_status();
     case DType::f16:
-    case DType::bf16:
       for (size_t i = 0; i < out.size(); ++i) {
         uint16_t bits;
         std::memcpy(&bits, in.data() + 2 * i, 2);
-        out[i] = dtype == DType::f16 ? f16_to_f32(bits) : to_f32(bf16{bits});
+        out[i] = f16_to_f32(bits);
+      }
+      return ok_status();
+    case DType::bf16:
+      for (size_t i = 0; i < out.size(); ++i) {
+        bf16 value;
+        std::memcpy(&value, in.data() + 2 * i, 2);
+        out[i] = to_f32(value);
       }
       return ok_status();
     case DType::f8_e4m3: {

@@ -57,6 +57,14 @@ struct Scratch {
   }
 };
 
+// Column values k .. k + 3 of a row in one word, the first lowest: rows lie side by side.
+uint32_t four_bytes(const int8_t* q) {
+  const auto byte = [&](size_t i) {
+    return static_cast<uint32_t>(static_cast<uint8_t>(q[i * kRows]));
+  };
+  return byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24;
+}
+
 // Byte offsets of the formats with two-byte and one-byte lines (tensor/packed.h).
 size_t fp8_offset(size_t k, size_t n) {
   return k / 64 * 1024 + k % 32 / 2 * kLine + n / 4 * 16 + k % 64 / 32 * 8 + n % 4 * 2 + k % 2;
@@ -71,13 +79,18 @@ void pack_panel_f32(const float* rows, size_t n_rows, size_t n_in, const PanelOu
 }
 
 void pack_panel_bf16(const float* rows, size_t n_rows, size_t n_in, const PanelOut& out) {
-  std::memset(out.tiles, 0,
-              static_cast<size_t>(panel_bytes(WeightFormat::bf16, static_cast<int64_t>(n_in))));
-  for (size_t begin = 0; begin < n_in; begin += 32) {  // tile by tile, so that stores stay in L1
-    const size_t end = std::min(begin + 32, n_in);
+  uint16_t tile[kRows][32] =
+      {};  // converted along K, where it vectorises, then transposed by pairs
+  for (size_t begin = 0; begin < n_in; begin += 32) {
+    const size_t n_k = std::min<size_t>(32, n_in - begin);
+    if (n_k < 32) std::memset(tile, 0, sizeof tile);
     for (size_t n = 0; n < n_rows; ++n) {
-      for (size_t k = begin; k < end; ++k)
-        store(out.tiles + k / 2 * kLine + n * 4 + k % 2 * 2, to_bf16(rows[n * n_in + k]));
+      for (size_t k = 0; k < n_k; ++k) tile[n][k] = to_bf16(rows[n * n_in + begin + k]).bits;
+    }
+    std::byte* to = out.tiles + begin / 2 * kLine;
+    for (size_t pair = 0; pair < 16; ++pair) {
+      for (size_t n = 0; n < kRows; ++n)
+        std::memcpy(to + pair * kLine + n * 4, &tile[n][2 * pair], 4);
     }
   }
 }
@@ -131,16 +144,16 @@ void pack_panel_int8(const float* rows, size_t n_rows, size_t n_in, const PanelO
   quantise_panel_int8(scratch.columns.get(), static_cast<int64_t>(n_k), out.row_scales,
                       scratch.q.data());
   const int8_t* q = scratch.q.data();
-  std::fill_n(out.row_sums, kRows, 0);
-  for (size_t k = 0; k < n_k; k += 4) {  // one line
+  int32_t sums[kRows] = {};
+  for (size_t k = 0; k < n_k; k += 4, q += 4 * kRows) {  // one line
+    uint32_t line[kRows];
     for (size_t n = 0; n < kRows; ++n) {
-      for (size_t i = 0; i < 4; ++i) {
-        const int8_t value = q[(k + i) * kRows + n];
-        out.tiles[k / 4 * kLine + n * 4 + i] = static_cast<std::byte>(value);
-        out.row_sums[n] += value;
-      }
+      line[n] = four_bytes(q + n);
+      sums[n] += q[n] + q[kRows + n] + q[2 * kRows + n] + q[3 * kRows + n];
     }
+    std::memcpy(out.tiles + k / 4 * kLine, line, kLine);
   }
+  std::copy_n(sums, kRows, out.row_sums);
   for (size_t n = 0; n < kRows; ++n) out.row_scales[n] *= factors[n];
 }
 
@@ -159,12 +172,13 @@ void pack_panel_int4(const float* rows, size_t n_rows, size_t n_in, const PanelO
     const int8_t* high = low + 64 * kRows;
     std::byte* line = tile + kLine;
     for (size_t k = 0; k < 64; k += 4, line += kLine) {
+      uint32_t packed[kRows];
       for (size_t n = 0; n < kRows; ++n) {
-        for (size_t i = 0; i < 4; ++i) {
-          const size_t at = (k + i) * kRows + n;
-          line[n * 4 + i] = static_cast<std::byte>((low[at] + 8) | (high[at] + 8) << 4);
-        }
+        // q + 8 in every nibble: for q in -8 .. 7 that is its low nibble with the top bit turned
+        packed[n] = (four_bytes(low + k * kRows + n) ^ 0x08080808u) & 0x0F0F0F0Fu;
+        packed[n] |= ((four_bytes(high + k * kRows + n) ^ 0x08080808u) & 0x0F0F0F0Fu) << 4;
       }
+      std::memcpy(line, packed, kLine);
     }
     tile = line;
   }
@@ -189,13 +203,12 @@ void pack_panel(WeightFormat format, const float* rows, size_t n_rows, size_t n_
 
 bool is_integer(WeightFormat f) { return f == WeightFormat::int8 || f == WeightFormat::int4; }
 
-// Room for `n` more panels.
-void grow(WeightFormat format, size_t n, size_t n_in, size_t n_k_blocks, PackedPart& part) {
-  part.tiles.resize(part.tiles.size() +
-                    n * static_cast<size_t>(panel_bytes(format, static_cast<int64_t>(n_in))));
-  if (is_integer(format)) part.row_scales.resize(part.row_scales.size() + n * kRows);
-  if (format == WeightFormat::int8) part.row_sums.resize(part.row_sums.size() + n * kRows);
-  part.block_scales.resize(part.block_scales.size() + n * n_k_blocks);
+// Room for exactly `n` panels; what is there of them already stays.
+void resize(WeightFormat format, size_t n, size_t n_in, size_t n_k_blocks, PackedPart& part) {
+  part.tiles.resize(n * static_cast<size_t>(panel_bytes(format, static_cast<int64_t>(n_in))));
+  if (is_integer(format)) part.row_scales.resize(n * kRows);
+  if (format == WeightFormat::int8) part.row_sums.resize(n * kRows);
+  part.block_scales.resize(n * n_k_blocks);
 }
 
 // The place of panel `i`, counted from a part's beginning.
@@ -268,7 +281,7 @@ void pack_rows_f32(WeightFormat format, std::span<const float> rows, int64_t n_r
   const size_t n = static_cast<size_t>(n_panels(n_rows));
   const size_t before =
       out.tiles.size() / std::max<size_t>(1, static_cast<size_t>(panel_bytes(format, n_in)));
-  grow(format, n, columns, 0, out);
+  resize(format, before + n, columns, 0, out);
   for (size_t i = 0; i < n; ++i) {
     pack_panel(format, rows.data() + i * kRows * columns, std::min(kRows, total - i * kRows),
                columns, panel_of(format, before + i, columns, 0, out), scratch);
@@ -279,13 +292,12 @@ void pack_rows_fp8(std::span<const f8_e4m3> rows, std::span<const float> panel_s
                    int64_t n_rows, int64_t n_in, PackedPart& out) {
   const auto columns = static_cast<size_t>(n_in), total = static_cast<size_t>(n_rows);
   const size_t n = static_cast<size_t>(n_panels(n_rows));
-  const size_t old_bytes = out.tiles.size();
-  grow(WeightFormat::fp8, n, columns, 0, out);
-  for (size_t i = 0; i < n; ++i) {
-    PanelOut to = panel_of(WeightFormat::fp8, i, columns, 0, out);
-    to.tiles += old_bytes;
+  const size_t bytes = static_cast<size_t>(panel_bytes(WeightFormat::fp8, n_in));
+  size_t at = out.tiles.size();
+  out.tiles.resize(at + n * bytes);
+  for (size_t i = 0; i < n; ++i, at += bytes) {
     pack_panel_fp8(rows.data() + i * kRows * columns, std::min(kRows, total - i * kRows), columns,
-                   to);
+                   {.tiles = out.tiles.data() + at});
   }
   out.block_scales.insert(out.block_scales.end(), panel_scales.begin(), panel_scales.end());
 }
@@ -317,29 +329,36 @@ Status pack_matrix(const SourceMatrix& source, const SourceMatrix* up, const Pac
   const size_t n_k_blocks = spec.format == WeightFormat::fp8
                                 ? static_cast<size_t>(ceil_div(source.n_cols(), spec.k_block))
                                 : 0;
-  // Parts of about 16 MB keep the sink's writes large and the memory small.
-  constexpr int64_t kPartBytes = int64_t{16} << 20;
-  const int64_t per_part =
-      std::clamp(kPartBytes / panel_bytes(spec.format, source.n_cols()), int64_t{1}, total);
+  // Parts of about 2 MB: several to an expert's matrix, and enough panels for many threads.
+  constexpr int64_t kPartBytes = int64_t{2} << 20;
+  const int64_t per_part = std::min(std::max(kPartBytes / panel_bytes(spec.format, source.n_cols()),
+                                             int64_t{4} * pool.n_threads()),
+                                    total);
   const PanelReader reader{source, up, spec};
   const auto n_threads = static_cast<size_t>(pool.n_threads());
   std::vector<std::vector<float>> rows(n_threads);
   std::vector<std::vector<f8_e4m3>> bytes(n_threads);
   std::vector<Scratch> scratch(n_threads);
+  // While a part is packed the one before it goes to the sink, as one more task.
+  PackedPart part, previous;
   for (int64_t begin = 0; begin < total; begin += per_part) {
     const int64_t n = std::min(per_part, total - begin);
-    PackedPart part;
-    grow(spec.format, static_cast<size_t>(n), n_in, n_k_blocks, part);
-    std::vector<Status> statuses(static_cast<size_t>(n));
-    pool.parallel_for(n, [&](int64_t task, int thread) {
+    resize(spec.format, static_cast<size_t>(n), n_in, n_k_blocks, part);
+    std::vector<Status> statuses(static_cast<size_t>(n) + 1);
+    pool.parallel_for(n + 1, [&](int64_t task, int thread) {
       const auto i = static_cast<size_t>(task), t = static_cast<size_t>(thread);
-      statuses[i] = reader.pack(begin + task, panel_of(spec.format, i, n_in, n_k_blocks, part),
-                                rows[t], bytes[t], scratch[t]);
+      if (i == 0) {
+        if (begin > 0) statuses[0] = sink(previous);
+        return;
+      }
+      statuses[i] =
+          reader.pack(begin + task - 1, panel_of(spec.format, i - 1, n_in, n_k_blocks, part),
+                      rows[t], bytes[t], scratch[t]);
     });
     for (Status& status : statuses) EXO_RETURN_IF_ERROR(std::move(status));
-    EXO_RETURN_IF_ERROR(sink(part));
+    std::swap(part, previous);
   }
-  return ok_status();
+  return sink(previous);
 }
 
 namespace {

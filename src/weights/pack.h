@@ -46,8 +46,9 @@ struct PackSpec {
 PackSpec resolve_spec(WeightFormat wanted, std::span<const SourceMatrix> sources,
                       std::span<const SourceMatrix> ups);
 
-/// Packs a whole source a few panels at a time through `sink` (called with consecutive parts): peak
-/// memory is a few hundred rows. With `up`, the result is the interleaved gate_up matrix of source
+/// Packs a whole source a few panels at a time through `sink`, called with consecutive parts, one
+/// at a time, from any thread of the pool (a part is written while the next is packed): peak memory
+/// is two parts of about 2 MB. With `up`, the result is the interleaved gate_up matrix of source
 /// (gate) and *up. spec: from resolve_spec. A value that isn't finite is an error for the integer
 /// formats.
 Status pack_matrix(const SourceMatrix& source, const SourceMatrix* up, const PackSpec& spec,
