@@ -14,6 +14,7 @@
 #include <immintrin.h>
 
 #include "kernels/cpu/matmul_layout.h"
+#include "kernels/cpu/tiles_amx.h"
 
 namespace exo::kernels::cpu {
 namespace {  // NOLINT: internal linkage on purpose
@@ -43,18 +44,6 @@ inline AmxScratch cut_scratch(std::byte* scratch) {
   s.partial = s.unpacked + 2 * kUnpackedBytes;
   s.tail = s.partial + 2 * kSumBytes;
   return s;
-}
-
-/// Eight tiles of 16 lines of 64 bytes. GCC 12 believes that _tile_loadconfig reads only 8 bytes,
-/// and that tile loads read nothing: barriers keep the stores before them.
-inline void configure_tiles() {
-  struct alignas(64) Config {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } config;
-  asm volatile("" : : "r"(&config) : "memory");
-  _tile_loadconfig(&config);
 }
 
 /// One operand tile of activations: K tile t of the block is at data + t * step. A tile of fewer

@@ -1,0 +1,120 @@
+#include "kernels/cpu/roofline.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "kernels/cpu/roofline_loops.h"
+#include "tensor/buffer.h"
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace exo::kernels::cpu {
+namespace {
+
+constexpr int64_t kReadBytes = int64_t{256} << 20;
+constexpr int64_t kReadTaskBytes = 1 << 20;
+constexpr int kRepeats = 12;
+// Long enough for the clock to settle at what the units allow.
+constexpr double kLoopSeconds = 0.01;
+
+double seconds_of(auto&& f) {
+  const auto begin = std::chrono::steady_clock::now();
+  f();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// 16 sums at once: compilers make vectors of any width of it.
+uint64_t read_words(const std::byte* data, int64_t n_bytes) {
+  uint64_t sums[16] = {};
+  for (int64_t i = 0; i < n_bytes; i += static_cast<int64_t>(sizeof(sums))) {
+    uint64_t words[16];
+    std::memcpy(words, data + i, sizeof(words));
+    for (int j = 0; j < 16; ++j) sums[j] |= words[j];
+  }
+  uint64_t all = 0;
+  for (uint64_t s : sums) all |= s;
+  return all;
+}
+
+Result<double> read_gb_per_s(ThreadPool& pool) {
+  EXO_ASSIGN_OR_RETURN(Buffer buffer, Buffer::allocate(kReadBytes));
+  // Written once: pages never written could all be one page of zeros.
+  pool.parallel_for(kReadBytes / kReadTaskBytes, [&](int64_t task, int) {
+    std::memset(buffer.data() + task * kReadTaskBytes, 1, kReadTaskBytes);
+  });
+  double best = 1e9;
+  for (int i = 0; i < kRepeats; ++i) {
+    best = std::min(best, seconds_of([&] {
+                      pool.parallel_for(kReadBytes / kReadTaskBytes, [&](int64_t task, int) {
+                        const uint64_t sum =
+                            read_words(buffer.data() + task * kReadTaskBytes, kReadTaskBytes);
+                        asm volatile("" : : "r"(sum));
+                      });
+                    }));
+  }
+  return static_cast<double>(kReadBytes) / best * 1e-9;
+}
+
+// Operations a second of all threads in `loop`, the best of the repeats.
+double loop_ops_per_s(ThreadPool& pool, double (*loop)(int64_t)) {
+  int64_t n = 1000;
+  double round_ops = 0;
+  while (seconds_of([&] { round_ops = loop(n); }) < kLoopSeconds / 4) n *= 2;
+  n *= 2;
+  double best = 0;
+  const int threads = pool.n_threads();
+  for (int i = 0; i < kRepeats; ++i) {
+    const double s =
+        seconds_of([&] { pool.parallel_for(threads, [&](int64_t, int) { loop(n); }); });
+    best = std::max(best, static_cast<double>(n) * threads * round_ops / s);
+  }
+  return best;
+}
+
+#if defined(__aarch64__)
+double fp32_loop_neon(int64_t n) {
+  constexpr int kChains = 16;
+  float32x4_t acc[kChains];
+  const float32x4_t a = vdupq_n_f32(0.5f), b = vdupq_n_f32(1.0f);
+  for (auto& v : acc) v = b;
+  for (int64_t i = 0; i < n; ++i) {
+    for (auto& v : acc) {
+      v = vfmaq_f32(b, v, a);
+      asm volatile("" : "+w"(v));
+    }
+  }
+  return kChains * 4 * 2;
+}
+#endif
+
+}  // namespace
+
+Result<MachineLimits> measure_limits(ThreadPool& pool, Isa isa) {
+  MachineLimits limits;
+  EXO_ASSIGN_OR_RETURN(limits.read_gb_per_s, read_gb_per_s(pool));
+#if defined(__x86_64__)
+  const bool avx512 = isa == Isa::avx512 || isa == Isa::amx;
+  if (isa == Isa::amx) {
+    limits.amx_int8_tops = loop_ops_per_s(pool, int8_loop_amx) * 1e-12;
+    limits.amx_bf16_tflops = loop_ops_per_s(pool, bf16_loop_amx) * 1e-12;
+    limits.int8_tops = limits.amx_int8_tops;
+  }
+  if (avx512) {
+    limits.vnni_tops = loop_ops_per_s(pool, vnni_loop_avx512) * 1e-12;
+    limits.fp32_gflops = loop_ops_per_s(pool, fp32_loop_avx512) * 1e-9;
+    if (isa == Isa::avx512) limits.int8_tops = limits.vnni_tops;
+  }
+  if (isa == Isa::avx2) {
+    limits.fp32_gflops = loop_ops_per_s(pool, fp32_loop_avx2) * 1e-9;
+    limits.int8_tops = loop_ops_per_s(pool, int8_loop_avx2) * 1e-12;
+  }
+#elif defined(__aarch64__)
+  if (isa == Isa::neon) limits.fp32_gflops = loop_ops_per_s(pool, fp32_loop_neon) * 1e-9;
+#endif
+  return limits;
+}
+
+}  // namespace exo::kernels::cpu

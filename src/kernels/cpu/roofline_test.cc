@@ -1,0 +1,27 @@
+#include "kernels/cpu/roofline.h"
+
+#include <gtest/gtest.h>
+
+namespace exo::kernels::cpu {
+namespace {
+
+TEST(Roofline, EachInstructionSetHasTheLimitsOfItsUnits) {
+  ThreadPool pool(2);
+  for (Isa isa : supported_isas()) {
+    SCOPED_TRACE(to_string(isa));
+    const auto limits = measure_limits(pool, isa);
+    ASSERT_TRUE(limits.ok()) << limits.status().message();
+    EXPECT_GT(limits->read_gb_per_s, 0);
+    EXPECT_EQ(limits->amx_int8_tops > 0, isa == Isa::amx);
+    EXPECT_EQ(limits->amx_bf16_tflops > 0, isa == Isa::amx);
+    EXPECT_EQ(limits->vnni_tops > 0, isa == Isa::amx || isa == Isa::avx512);
+    EXPECT_EQ(limits->fp32_gflops > 0, isa != Isa::reference);
+    // A tile product of bytes does twice the work of one of bf16 in the same time.
+    if (isa == Isa::amx) {
+      EXPECT_GT(limits->amx_int8_tops, limits->amx_bf16_tflops);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace exo::kernels::cpu

@@ -1,0 +1,25 @@
+/// The tile registers' configuration. Include only from files compiled for AMX (see matmul_layout.h
+/// about linkage).
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace exo::kernels::cpu {
+namespace {  // NOLINT: internal linkage on purpose
+
+/// Eight tiles of 16 lines of 64 bytes. GCC 12 believes that _tile_loadconfig reads only 8 bytes:
+/// the barrier keeps the configuration's stores.
+[[maybe_unused]] inline void configure_tiles() {
+  struct alignas(64) Config {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  asm volatile("" : : "r"(&config) : "memory");
+  _tile_loadconfig(&config);
+}
+
+}  // namespace
+}  // namespace exo::kernels::cpu
