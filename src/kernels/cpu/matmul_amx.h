@@ -21,26 +21,28 @@ namespace {  // NOLINT: internal linkage on purpose
 
 constexpr int kMaxSteps = 8;                    ///< K tiles of a block
 constexpr int64_t kSumBytes = 4 * kTile;        ///< sums of a row pair and a panel pair
-constexpr int64_t kMaxRows = 1024;              ///< rows of a pass: their sums fit the scratch
+constexpr int64_t kMaxRows = 512;               ///< rows of a pass: their sums fit the scratch
 constexpr int64_t kRowsInL2Bytes = 1200 << 10;  ///< activations of a pass, which stay in L2
 constexpr int64_t kTailTiles = 15 + kMaxSteps;
 
 /// The thread's scratch, cut up.
 struct AmxScratch {
-  uint8_t* sums;      ///< [row pairs][row tile][panel] of a tile of 32-bit sums
+  uint8_t* sums[2];   ///< of even and odd panel pairs, each [row pairs][row tile][panel] tiles
   uint8_t* unpacked;  ///< [2][panel][kMaxSteps] tiles
   uint8_t* partial;   ///< [2] sums of a row pair before their scale (fp8)
   uint8_t* tail;      ///< kTailTiles tiles: the end of a row tile of fewer than 16 rows
 };
 constexpr int64_t kUnpackedBytes = 2 * kMaxSteps * kTile;
-static_assert(kMaxRows / 32 * kSumBytes + 2 * kUnpackedBytes + 2 * kSumBytes + kTailTiles * kTile <=
+static_assert(2 * kMaxRows / 32 * kSumBytes + 2 * kUnpackedBytes + 2 * kSumBytes +
+                  kTailTiles * kTile <=
               kMatmulScratchBytes);
 
 inline AmxScratch cut_scratch(std::byte* scratch) {
   auto* p = reinterpret_cast<uint8_t*>(scratch);
   AmxScratch s;
-  s.sums = p;
-  s.unpacked = s.sums + kMaxRows / 32 * kSumBytes;
+  s.sums[0] = p;
+  s.sums[1] = p + kMaxRows / 32 * kSumBytes;
+  s.unpacked = p + 2 * kMaxRows / 32 * kSumBytes;
   s.partial = s.unpacked + 2 * kUnpackedBytes;
   s.tail = s.partial + 2 * kSumBytes;
   return s;
@@ -106,21 +108,85 @@ struct Blocks {
   }
 };
 
+/// The finished sums of a panel pair on their way to the task's output, some lines after each K
+/// step of the next pair: the output is rarely in a cache, and its lines come while tiles are
+/// multiplied.
+template <class Format>
+class WriteOut {
+ public:
+  WriteOut(const MatmulTask& task, const Rows& rows) : task_(task), rows_(rows) {}
+  /// n_steps: the K steps in which it is to be done.
+  void begin(int64_t panel, int64_t n_panels, const uint8_t* sums, int64_t n_steps) {
+    finish();
+    sums_ = sums;
+    n_panels_ = n_panels;
+    n_steps_ = n_steps;
+    out_ = task_.out + (rows_.begin - task_.row_begin) * task_.out_stride +
+           (panel - task_.panel_begin) * kPanelRows;
+    for (int64_t p = 0; p < n_panels; ++p) {
+      mask_[p] = output_mask(*task_.w, panel + p);
+      if constexpr (Format::kInteger)
+        row_scales_[p] = _mm512_loadu_ps(task_.w->row_scales + (panel + p) * kPanelRows);
+    }
+    row_ = 0;
+    credit_ = 0;
+  }
+  inline __attribute__((always_inline)) void step() {
+    if (row_ >= rows_.count) return;
+    credit_ += rows_.count;
+    for (; credit_ >= n_steps_ && row_ < rows_.count; credit_ -= n_steps_) write_row();
+  }
+  void finish() {
+    while (row_ < rows_.count) write_row();
+  }
+
+ private:
+  inline void write_row() {
+    const uint8_t* line = sums_ + row_ / 16 * 2 * kTile + row_ % 16 * kLine;
+    for (int64_t p = 0; p < n_panels_; ++p) {
+      __m512 v = _mm512_load_ps(line + p * kTile);
+      if constexpr (Format::kInteger)
+        v = _mm512_mul_ps(
+            _mm512_cvtepi32_ps(_mm512_castps_si512(v)),
+            _mm512_mul_ps(_mm512_set1_ps(task_.x->scales[rows_.begin + row_]), row_scales_[p]));
+      float* out = out_ + p * kPanelRows;
+      if (task_.accumulate) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask_[p], out), v);
+      _mm512_mask_storeu_ps(out, mask_[p], v);
+    }
+    out_ += task_.out_stride;
+    ++row_;
+  }
+
+  const MatmulTask& task_;
+  const Rows& rows_;
+  const uint8_t* sums_ = nullptr;
+  float* out_ = nullptr;
+  int64_t n_panels_ = 0, row_ = 1 << 30, n_steps_ = 1, credit_ = 0;
+  __mmask16 mask_[2] = {};
+  __m512 row_scales_[2];
+};
+
 /// What is done beside the tile products of a block, a share after each K step.
 template <class Format>
 class SideWork {
  public:
-  SideWork(const PackedMatrix& w, int64_t n_steps) : w_(w), n_steps_(n_steps) {}
+  SideWork(const PackedMatrix& w, int64_t n_steps, WriteOut<Format>* write_out)
+      : w_(w), n_steps_(n_steps), write_out_(write_out) {}
   void unpack(const Block<Format>& block, uint8_t* to) {
-    unpack_ = block;
+    const int64_t n = ceil_of(block.n_tiles, Format::kTilesPerSource) * 2;
+    n_units_ = units_left_ = n * block.n_panels;
+    first_panel_units_ = n_units_ - n;
+    from_ = Format::source(w_, block, 0);
+    second_from_ = Format::source(w_, block, block.n_panels - 1);
     to_ = to;
-    n_units_ = block.n_panels * ceil_of(block.n_tiles, Format::kTilesPerSource) * 2;
+    second_to_ = to + kMaxSteps * kTile;
   }
   void prefetch(const Block<Format>& block) {
     const int64_t n = ceil_of(block.n_tiles, Format::kTilesPerSource) * Format::kSourceBytes;
-    n_lines_ = ceil_of(n, kLine);
-    n_prefetches_ = n_lines_ * block.n_panels;
-    for (int64_t p = 0; p < block.n_panels; ++p) lines_[p] = Format::source(w_, block, p);
+    lines_left_ = ceil_of(n, kLine);
+    n_prefetches_ = lines_left_ * block.n_panels;
+    line_ = Format::source(w_, block, 0);
+    second_lines_ = Format::source(w_, block, block.n_panels - 1);
   }
   void scale(const uint8_t* partial, uint8_t* sums, const float* scales, bool first) {
     partial_ = partial;
@@ -131,30 +197,33 @@ class SideWork {
   }
   /// The share of one K step.
   inline __attribute__((always_inline)) void step() {
-    ++step_;
-    const int64_t prefetches = step_ * n_prefetches_ / n_steps_;
-    for (; prefetched_ < prefetches; ++prefetched_) {
-      const bool second = prefetched_ >= n_lines_;
-      _mm_prefetch(reinterpret_cast<const char*>(lines_[second]) +
-                       (prefetched_ - (second ? n_lines_ : 0)) * kLine,
-                   _MM_HINT_T1);
+    prefetch_credit_ += n_prefetches_;
+    for (; prefetch_credit_ >= n_steps_; prefetch_credit_ -= n_steps_) {
+      _mm_prefetch(reinterpret_cast<const char*>(line_), _MM_HINT_T1);
+      line_ += kLine;
+      if (--lines_left_ == 0) line_ = second_lines_;
     }
     if constexpr (Format::kUnpacked) {
-      const int64_t units = step_ * n_units_ / n_steps_;
-      for (; unpacked_ < units; ++unpacked_) unpack_unit(unpacked_);
+      unpack_credit_ += n_units_;
+      for (; unpack_credit_ >= n_steps_; unpack_credit_ -= n_steps_) unpack_unit();
     }
     if constexpr (Format::kScaled) scale_lines(16);
+    if (write_out_ != nullptr) write_out_->step();
   }
   void finish_scaling() { scale_lines(64); }
 
  private:
-  void unpack_unit(int64_t unit) {
-    const int64_t per_panel = n_units_ / unpack_.n_panels, panel = unit / per_panel,
-                  half = unit % per_panel;
-    Format::unpack_half(
-        Format::source(w_, unpack_, panel) + half / 2 * Format::kSourceBytes,
-        static_cast<int>(half % 2),
-        to_ + panel * kMaxSteps * kTile + half / 2 * Format::kTilesPerSource * kTile);
+  // Half a source tile.
+  inline __attribute__((always_inline)) void unpack_unit() {
+    const bool second_half = units_left_ % 2 != 0;
+    Format::unpack_half(from_, second_half, to_);
+    --units_left_;
+    if (!second_half) return;
+    from_ += Format::kSourceBytes;
+    to_ += Format::kTilesPerSource * kTile;
+    if (units_left_ != first_panel_units_) return;
+    from_ = second_from_;
+    to_ = second_to_;
   }
   void scale_lines(int n) {
     if (partial_ == nullptr) return;
@@ -169,12 +238,13 @@ class SideWork {
   }
 
   const PackedMatrix& w_;
-  int64_t n_steps_, step_ = 0;
-  Block<Format> unpack_{};
-  uint8_t* to_ = nullptr;
-  int64_t n_units_ = 0, unpacked_ = 0;
-  const uint8_t* lines_[2] = {};
-  int64_t n_lines_ = 0, n_prefetches_ = 0, prefetched_ = 0;
+  int64_t n_steps_;
+  WriteOut<Format>* write_out_;
+  const uint8_t *from_ = nullptr, *second_from_ = nullptr;
+  uint8_t *to_ = nullptr, *second_to_ = nullptr;
+  int64_t n_units_ = 0, units_left_ = 0, first_panel_units_ = 0, unpack_credit_ = 0;
+  const uint8_t *line_ = nullptr, *second_lines_ = nullptr;
+  int64_t n_prefetches_ = 0, lines_left_ = 0, prefetch_credit_ = 0;
   const uint8_t* partial_ = nullptr;
   uint8_t* sums_ = nullptr;
   const float* scales_ = nullptr;
@@ -243,34 +313,10 @@ inline void multiply_any(const Rows& rows, int64_t pair, const Block<Format>& bl
   }
 }
 
-/// Writes a row pair's finished sums to the task's output.
-template <class Format>
-inline void write_out(const MatmulTask& task, const Rows& rows, int64_t pair,
-                      const Block<Format>& block, const uint8_t* sums) {
-  const int64_t first = rows.begin + pair * 32, n = min_of(32, rows.count - pair * 32);
-  for (int64_t p = 0; p < block.n_panels; ++p) {
-    const __mmask16 mask = output_mask(*task.w, block.panel + p);
-    const __m512 row_scales =
-        Format::kInteger ? _mm512_loadu_ps(task.w->row_scales + (block.panel + p) * kPanelRows)
-                         : _mm512_setzero_ps();
-    for (int64_t r = 0; r < n; ++r) {
-      const uint8_t* line = sums + (r / 16 * 2 + p) * kTile + r % 16 * kLine;
-      float* out = task.out + (first + r - task.row_begin) * task.out_stride +
-                   (block.panel + p - task.panel_begin) * kPanelRows;
-      __m512 v = _mm512_load_ps(line);
-      if constexpr (Format::kInteger)
-        v = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(v)),
-                          _mm512_mul_ps(_mm512_set1_ps(task.x->scales[first + r]), row_scales));
-      if (task.accumulate) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), v);
-      _mm512_mask_storeu_ps(out, mask, v);
-    }
-  }
-}
-
 /// All row pairs of a pass with one block.
 template <class Format>
 inline void multiply_block(const MatmulTask& task, const Rows& rows, const Block<Format>& block,
-                           const AmxScratch& scratch, const uint8_t* unpacked,
+                           uint8_t* partials, uint8_t* all_sums, const uint8_t* unpacked,
                            SideWork<Format>& side) {
   const uint8_t* b0 = unpacked;
   const uint8_t* b1 = unpacked + kMaxSteps * kTile;
@@ -284,9 +330,9 @@ inline void multiply_block(const MatmulTask& task, const Rows& rows, const Block
   }
   const int64_t n_pairs = ceil_of(rows.n_tiles(), 2);
   for (int64_t pair = 0; pair < n_pairs; ++pair) {
-    uint8_t* sums = scratch.sums + pair * kSumBytes;
+    uint8_t* sums = all_sums + pair * kSumBytes;
     if constexpr (Format::kScaled) {
-      uint8_t* partial = scratch.partial + pair % 2 * kSumBytes;
+      uint8_t* partial = partials + pair % 2 * kSumBytes;
       multiply_any(rows, pair, block, b0, b1, true, partial, side);
       side.finish_scaling();
       side.scale(partial, sums, scales, block.tile == 0);
@@ -310,24 +356,27 @@ inline void amx_pass(const MatmulTask& task, const AmxScratch& scratch, int64_t 
   // What is prefetched is wanted one block later, unpacked formats: before that is unpacked.
   constexpr int64_t kAhead = Format::kUnpacked ? 2 : 1;
   {
-    SideWork<Format> start(w, 1);
+    SideWork<Format> start(w, 1, nullptr);
     if (Format::kUnpacked) {
       start.unpack(blocks.at(0), scratch.unpacked);
       if (n_blocks > 1) start.prefetch(blocks.at(1));
       start.step();
     }
   }
+  WriteOut<Format> write_out(task, rows);
   for (int64_t i = 0; i < n_blocks; ++i) {
     const Block<Format> block = blocks.at(i);
-    SideWork<Format> side(w, block.n_tiles * n_pairs);
+    SideWork<Format> side(w, block.n_tiles * n_pairs, &write_out);
     if (Format::kUnpacked && i + 1 < n_blocks)
       side.unpack(blocks.at(i + 1), scratch.unpacked + (i + 1) % 2 * kUnpackedBytes);
     if (i + kAhead < n_blocks) side.prefetch(blocks.at(i + kAhead));
-    multiply_block(task, rows, block, scratch, scratch.unpacked + i % 2 * kUnpackedBytes, side);
-    if (block.tile + block.n_tiles < n_k_tiles) continue;
-    for (int64_t pair = 0; pair < n_pairs; ++pair)
-      write_out(task, rows, pair, block, scratch.sums + pair * kSumBytes);
+    uint8_t* sums = scratch.sums[i / blocks.per_pair % 2];
+    multiply_block(task, rows, block, scratch.partial, sums,
+                   scratch.unpacked + i % 2 * kUnpackedBytes, side);
+    if (block.tile + block.n_tiles == n_k_tiles)
+      write_out.begin(block.panel, block.n_panels, sums, n_k_tiles * n_pairs);
   }
+  write_out.finish();
 }
 
 /// The whole task: passes of as many rows as stay in the L2 cache.

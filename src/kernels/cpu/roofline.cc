@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kReadBytes = int64_t{256} << 20;
 constexpr int64_t kReadTaskBytes = 1 << 20;
-constexpr int kRepeats = 12;
+constexpr int kRepeats = 8;
 // Long enough for the clock to settle at what the units allow.
 constexpr double kLoopSeconds = 0.01;
 
