@@ -24,6 +24,7 @@ GOOD = {
     "src/tensor/t.h": '/// What it is.\n#pragma once\n#include "base/a.h"\n',
     "src/kernels/cpu/k.cc": '#define HWY_TARGET_INCLUDE "kernels/cpu/k.cc"\n'
                             '#include "hwy/highway.h"\n#include "tensor/t.h"\n' + "\n" * 900,
+    "src/kernels/cpu/v-inl.h": "/// Read once a target.\n",
     "src/model/m.cc": '#include "tensor/t.h"\n',
     "src/cli/main.cc": '#include "kernels/cpu/k.cc"\nauto v = std::getenv("X");\n',
     "README.md": "see docs\n",
