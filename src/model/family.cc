@@ -32,6 +32,13 @@ constexpr std::array kKnownModels = {
 
 std::span<const KnownModel> known_models() { return kKnownModels; }
 
+const Family& family_of(const HfConfig& config) {
+  for (const KnownModel& known : kKnownModels) {
+    if (known.model_type == config.model_type && known.family != nullptr) return *known.family;
+  }
+  return deepseek::kFamily;  // a config that was made by hand, in tests
+}
+
 Result<const Family*> find_family(std::string_view model_type, const std::string& where) {
   std::string runs;
   for (const KnownModel& known : kKnownModels) {

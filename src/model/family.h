@@ -7,15 +7,23 @@
 #include <string>
 #include <string_view>
 
-#include "model/config.h"
+#include "model/convert.h"
+#include "model/recipe.h"
 
 namespace exo::model {
 
-/// What a family of models brings: its reading of config.json. The stages after it are driven by
-/// HfConfig's fields alone, so model_types of one family share everything.
+/// What a family of models brings to the three stages. Everything is driven by HfConfig's fields,
+/// so the model_types of one family share all of it; what doesn't depend on the family (totals,
+/// checks, JSON, files) is around it.
 struct Family {
   std::string_view name;
   Result<HfConfig> (*parse_config)(const Json& json, const std::string& where);
+  /// Stage 2: the configs of one phase of plan.placement. `plan` has config to limits filled in.
+  PhaseConfig (*make_phase)(const Plan& plan, Phase phase);
+  /// Stage 1: the cache's entries, from the plan's phases.
+  std::vector<RecipeUnit> (*make_recipe)(const Plan& plan);
+  /// The tensors of an official checkpoint, in its order.
+  std::vector<CheckpointTensor> (*checkpoint_tensors)(const HfConfig& config);
 };
 
 struct KnownModel {
@@ -26,6 +34,9 @@ struct KnownModel {
 };
 
 std::span<const KnownModel> known_models();
+
+/// The family of a config that was parsed.
+const Family& family_of(const HfConfig& config);
 
 /// The family of `model_type`. Recognised relatives are unimplemented, in one sentence; anything
 /// else is invalid_argument and lists the model_types that run.

@@ -25,7 +25,8 @@ struct FormatChoice {
   WeightFormat of(Role role) const { return by_role[static_cast<size_t>(role)]; }
   std::string to_string() const;  ///< canonical: part of a cache's key
 };
-/// "" is what the checkpoint has (fp8 for FP8 checkpoints, else bf16).
+/// "" is what the checkpoint has (fp8 for FP8 checkpoints, else bf16). In an FP8 checkpoint the
+/// head is bf16, and fp8 leaves it so; other checkpoints have no fp8 to keep.
 Result<FormatChoice> parse_format(const std::string& text, const HfConfig& config);
 
 struct Placement {
@@ -59,7 +60,8 @@ struct LinearConfig {
   DType activation = DType::bf16;
   DType accumulate = DType::f32;
   Device device;
-  int64_t weight_bytes = 0;  ///< of all `count`
+  int64_t k_block = 0;       ///< fp8: columns of a scale block
+  int64_t weight_bytes = 0;  ///< of all `count`, scales and alignment included
 };
 struct NormConfig {
   std::string path;
@@ -133,6 +135,7 @@ struct MtpConfig {
   LinearConfig eh_proj;  ///< [hidden, 2 * hidden]: embedding half first
   DecoderLayerConfig block;
   NormConfig shared_head_norm;
+  std::optional<EmbeddingConfig> embedding;  ///< its own copy, when the placement lacks layer 0
 };
 /// What a layer caches for a token. One entry for MLA.
 struct CacheSpec {
@@ -147,7 +150,7 @@ struct CacheSpec {
 /// differs is MlaConfig::form with its w_k, and the rows that scratch is sized for.
 struct PhaseConfig {
   Phase phase = Phase::prefill;
-  int64_t max_tokens = 0;                    ///< rows of a forward in this phase
+  int64_t max_tokens = 0;  ///< rows of this phase's form in one forward; both may be in one batch
   std::optional<EmbeddingConfig> embedding;  ///< when the placement holds layer 0
   std::vector<DecoderLayerConfig> layers;    ///< [layer_end - layer_begin]
   std::optional<LmHeadConfig> lm_head;       ///< when the placement holds the last layer
@@ -162,7 +165,8 @@ struct Plan {
   Limits limits;
   PhaseConfig prefill, decode;
   std::vector<CacheSpec> cache;    ///< of one layer
-  int64_t weight_bytes = 0;        ///< of this placement's weights in these formats
+  int64_t weight_bytes = 0;        ///< of this placement's weights in these formats, without MTP
+  int64_t mtp_weight_bytes = 0;    ///< converted beside them; mapped only when MTP is used
   int64_t kv_bytes_per_token = 0;  ///< of this placement's layers
   int64_t kv_bytes = 0;            ///< of all pages
   int64_t scratch_bytes = 0;       ///< the larger phase's
@@ -170,6 +174,7 @@ struct Plan {
   int64_t total_bytes() const { return weight_bytes + kv_bytes + scratch_bytes + state_bytes; }
 };
 
+/// Pure: the same arguments give the same plan on every machine. Limits are completed (n_pages).
 Result<Plan> make_plan(const HfConfig& config, const FormatChoice& format,
                        const Placement& placement, const Limits& limits);
 

@@ -232,15 +232,23 @@ Status CacheWriter::end_entry(const std::string& path, WeightEntry entry) {
 
 Status CacheWriter::add_plain(const std::string& path, DType dtype,
                               const std::vector<int64_t>& shape, std::span<const std::byte> bytes) {
+  return add_plain_parts(path, dtype, shape, [&](const BytesSink& sink) { return sink(bytes); });
+}
+
+Status CacheWriter::add_plain_parts(const std::string& path, DType dtype,
+                                    const std::vector<int64_t>& shape,
+                                    const std::function<Status(const BytesSink&)>& make) {
   int64_t expected = size_bytes(dtype);
   for (int64_t d : shape) expected *= d;
   Status status = [&]() -> Status {
-    if (static_cast<uint64_t>(expected) != bytes.size()) {
-      return internal_error(
-          fmt::format("{}: {} bytes given, its shape needs {}", path, bytes.size(), expected));
-    }
     EXO_RETURN_IF_ERROR(begin_entry(path));
-    EXO_RETURN_IF_ERROR(append(bytes.data(), bytes.size()));
+    EXO_RETURN_IF_ERROR(make(
+        [this](std::span<const std::byte> bytes) { return append(bytes.data(), bytes.size()); }));
+    const uint64_t given = impl_->file->size_bytes() - impl_->entry_begin;
+    if (static_cast<uint64_t>(expected) != given) {
+      return internal_error(
+          fmt::format("{}: {} bytes given, its shape needs {}", path, given, expected));
+    }
     WeightEntry entry;
     entry.layout = Layout::plain;
     entry.dtype = dtype;

@@ -46,6 +46,10 @@ class CacheWriter {
   Status begin_unit(const std::string& unit);
   Status add_plain(const std::string& path, DType dtype, const std::vector<int64_t>& shape,
                    std::span<const std::byte> bytes);
+  /// The same for a tensor that is too large for memory: its bytes, in order, go to make's sink.
+  using BytesSink = std::function<Status(std::span<const std::byte>)>;
+  Status add_plain_parts(const std::string& path, DType dtype, const std::vector<int64_t>& shape,
+                         const std::function<Status(const BytesSink&)>& make);
   /// One entry of sources.size() packed matrices of equal shape; `ups` is empty, or the up halves
   /// of gate_up matrices. spec.format is what is wanted: resolve_spec decides.
   Status add_packed(const std::string& path, std::span<const SourceMatrix> sources,

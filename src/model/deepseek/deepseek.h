@@ -10,6 +10,19 @@ namespace exo::model::deepseek {
 /// the published configuration_deepseek.py; sizes have none.
 Result<HfConfig> parse_config(const Json& json, const std::string& where);
 
-inline constexpr Family kFamily{"deepseek", &parse_config};
+/// Stage 2: typed configs of every operation of a phase.
+PhaseConfig make_phase(const Plan& plan, Phase phase);
+
+/// Stage 1: which entries the cache has and which checkpoint tensors they are made of.
+std::vector<RecipeUnit> make_recipe(const Plan& plan);
+std::vector<CheckpointTensor> checkpoint_tensors(const HfConfig& config);
+
+inline constexpr Family kFamily{
+    .name = "deepseek",
+    .parse_config = &parse_config,
+    .make_phase = &make_phase,
+    .make_recipe = &make_recipe,
+    .checkpoint_tensors = &checkpoint_tensors,
+};
 
 }  // namespace exo::model::deepseek
