@@ -41,6 +41,7 @@ struct Engine::Impl {
   PagePool pages;
   std::vector<Sequence> sequences;
   ops::OpTable table;
+  ops::OpTable table_with_probabilities;  ///< the reference attention, which alone gives them
   ops::OpContext context;
   // Scratch of one call, kept so that a decode allocates nothing after the first.
   std::vector<int32_t> tokens, positions, logit_rows;
@@ -147,11 +148,8 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineOptions options) {
   impl->weights = std::move(weights);
   impl->state = std::move(state);
   impl->table = kernels::cpu::table(impl->options.isa);
-  ops::Capture* capture = impl->options.capture;
-  if (capture != nullptr && wants_probabilities(*capture, impl->options.plan.placement)) {
-    log_info("attention probabilities are captured: the reference attention is used");
-    impl->table.mla_expanded = ops::reference_table().mla_expanded;
-  }
+  impl->table_with_probabilities = impl->table;
+  impl->table_with_probabilities.mla_expanded = ops::reference_table().mla_expanded;
   impl->context.table = &impl->table;
   impl->context.pool = &impl->pool;
   impl->context.arena = &impl->state->arena;
@@ -208,7 +206,11 @@ Status Engine::prefill(SequenceId id, std::span<const int32_t> tokens,
                       tokens.size(), wanted[i]));
   const int64_t n_before = sequence->n_tokens;
   EXO_RETURN_IF_ERROR(impl_->reserve(*sequence, static_cast<int64_t>(tokens.size())));
+  ops::Capture* capture = impl_->options.capture;
+  if (capture != nullptr && wants_probabilities(*capture, impl_->options.plan.placement))
+    impl_->context.table = &impl_->table_with_probabilities;
   Status status = impl_->prefill_chunks(*sequence, tokens, wanted, on_logits);
+  impl_->context.table = &impl_->table;
   if (!status.ok()) impl_->truncate(*sequence, n_before);
   return status;
 }

@@ -17,8 +17,8 @@ struct EngineOptions {
   std::string cache_folder;  ///< of stage 1
   model::Plan plan;          ///< of stage 2
   kernels::cpu::Isa isa = kernels::cpu::Isa::reference;
-  /// Receives the inner tensors of prompts (prefill), never of decode. With it attention
-  /// probabilities may be wanted, which only the reference attention gives: it is then used.
+  /// Receives the inner tensors of prompts (prefill), never of decode. A prefill of which it wants
+  /// attention probabilities uses the reference attention, which alone gives them.
   ops::Capture* capture = nullptr;
 };
 
