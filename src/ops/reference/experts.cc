@@ -19,7 +19,7 @@ struct Scratch {
 Status mlp_row(const PackedRows& x, int64_t row, const PackedMatrix& gate_up,
                const PackedMatrix& down, const Scratch& s, OpContext& ctx) {
   ArenaScope scope(*ctx.arena);
-  matmul_row(x, row, gate_up, s.gate_up);
+  matmul_rows(x, row, 1, gate_up, s.gate_up, 0);
   for (int64_t j = 0; j < down.n_in; ++j) {
     const int64_t gate_at = j / kPanelRows * 2 * kPanelRows + j % kPanelRows;
     const float gate = s.gate_up[gate_at], up = s.gate_up[gate_at + kPanelRows];
@@ -27,7 +27,7 @@ Status mlp_row(const PackedRows& x, int64_t row, const PackedMatrix& gate_up,
   }
   EXO_ASSIGN_OR_RETURN(PackedRows hidden, take_packed_rows(x.dtype, 1, down.n_in, *ctx.arena));
   pack_row(s.hidden, 0, hidden);
-  matmul_row(hidden, 0, down, s.y);
+  matmul_rows(hidden, 0, 1, down, s.y, 0);
   return ok_status();
 }
 

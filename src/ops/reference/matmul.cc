@@ -19,69 +19,104 @@ int64_t fp8_offset(int64_t n, int64_t k) {
   return line * kTileLineBytes + n / 4 * 16 + half * 8 + n % 4 * 2 + k % 2;
 }
 
-float int4_code(const std::byte* tile, int64_t n, int64_t k) {
+int64_t int4_code(const std::byte* tile, int64_t n, int64_t k) {
   const auto m = static_cast<int8_t>(tile[16 * (k / kInt4GroupCols) + n]);
   const auto byte = static_cast<int>(tile[kTileLineBytes + k % 64 / 4 * 64 + 4 * n + k % 4]);
-  const int q = (k < 64 ? byte & 15 : byte >> 4) - 8;
-  return static_cast<float>(m * q);
+  return m * ((k < 64 ? byte & 15 : byte >> 4) - 8);
 }
 
-float code_at(WeightFormat format, const std::byte* tile, int64_t n, int64_t k) {
-  const auto load = [&]<typename T>(T value, int64_t offset) {
-    std::memcpy(&value, tile + offset, sizeof(value));
-    return value;
-  };
-  switch (format) {
-    case WeightFormat::f32:
-      return load(float{}, k * kTileLineBytes + 4 * n);
-    case WeightFormat::bf16:
-      return to_f32(load(bf16{}, k / 2 * kTileLineBytes + 4 * n + k % 2 * 2));
-    case WeightFormat::fp8:
-      return to_f32(load(f8_e4m3{}, fp8_offset(n, k)));
-    case WeightFormat::int8:
-      return static_cast<float>(load(int8_t{}, k / 4 * kTileLineBytes + 4 * n + k % 4));
-    case WeightFormat::int4:
-      return int4_code(tile, n, k);
-  }
-  return 0;
-}
-
-// The product of one row with the 16 outputs of a panel before row scales. T is float, or int32_t
-// for i8 activations.
 template <typename T>
-std::array<T, kPanelRows> panel_sums(const PackedRows& x, int64_t row, const PackedMatrix& w,
-                                     int64_t panel) {
+T load(const std::byte* p) {
+  T value;
+  std::memcpy(&value, p, sizeof(value));
+  return value;
+}
+
+// codes[n * cols + k] = code(n, k)
+template <typename F>
+void fill(int64_t cols, std::span<float> codes, F code) {
+  for (int64_t n = 0; n < kPanelRows; ++n) {
+    for (int64_t k = 0; k < cols; ++k)
+      codes[static_cast<size_t>(n * cols + k)] = static_cast<float>(code(n, k));
+  }
+}
+
+constexpr int64_t kRowsAtOnce = 16;  // rows that share an unpacked tile
+template <typename T>
+using Sums = std::array<std::array<T, kPanelRows>, kRowsAtOnce>;
+
+// The products of up to kRowsAtOnce rows with the 16 outputs of a panel before row scales. T is
+// float, or int32_t for i8 activations.
+template <typename T>
+Sums<T> panel_sums(const PackedRows& x, int64_t row_begin, int64_t n_rows, const PackedMatrix& w,
+                   int64_t panel) {
   const int64_t cols = tile_cols(w.format);
   std::array<float, kPanelRows * 128> codes;
-  std::array<T, kPanelRows> sums{}, block_sums{};
+  Sums<T> sums{}, block_sums{};
   for (int64_t begin = 0; begin < w.n_in; begin += cols) {
     unpack_tile(w, panel, begin / cols, codes);
-    for (int64_t k = 0; k < cols && begin + k < w.n_in; ++k) {
-      const T v = static_cast<T>(row_element(x, row, begin + k));
-      for (int64_t n = 0; n < kPanelRows; ++n)
-        block_sums[static_cast<size_t>(n)] +=
-            v * static_cast<T>(codes[static_cast<size_t>(n * cols + k)]);
+    const int64_t end = std::min(begin + cols, w.n_in);
+    for (int64_t r = 0; r < n_rows; ++r) {
+      for (int64_t k = begin; k < end; ++k) {
+        const T v = static_cast<T>(row_element(x, row_begin + r, k));
+        for (int64_t n = 0; n < kPanelRows; ++n)
+          block_sums[static_cast<size_t>(r)][static_cast<size_t>(n)] +=
+              v * static_cast<T>(codes[static_cast<size_t>(n * cols + k - begin)]);
+      }
     }
-    const int64_t end = begin + cols < w.n_in ? begin + cols : w.n_in;
     if (w.format == WeightFormat::fp8 && (end == w.n_in || end % w.k_block == 0)) {
       const float scale = w.block_scales[panel * w.n_k_blocks() + begin / w.k_block];
-      for (size_t n = 0; n < kPanelRows; ++n) {
-        sums[n] += static_cast<T>(scale * static_cast<float>(block_sums[n]));
-        block_sums[n] = 0;
+      for (size_t r = 0; r < kRowsAtOnce; ++r) {
+        for (size_t n = 0; n < kPanelRows; ++n)
+          sums[r][n] += static_cast<T>(scale * static_cast<float>(block_sums[r][n]));
       }
+      block_sums = {};
     }
   }
   return w.format == WeightFormat::fp8 ? sums : block_sums;
+}
+
+// Scales a block's sums and writes them where they belong.
+template <typename T>
+void write_panel(const Sums<T>& sums, const PackedRows& x, int64_t row, int64_t n_rows,
+                 const PackedMatrix& w, int64_t panel, float* out, int64_t out_stride,
+                 bool accumulate) {
+  for (int64_t r = 0; r < n_rows; ++r) {
+    for (int64_t n = panel * kPanelRows; n < std::min(w.n_out, (panel + 1) * kPanelRows); ++n) {
+      const float x_scale = x.dtype == DType::i8 ? x.scales[row + r] : 1.0f;
+      const float w_scale = w.row_scales != nullptr ? w.row_scales[n] : 1.0f;
+      const auto sum = static_cast<float>(
+          sums[static_cast<size_t>(r)][static_cast<size_t>(n - panel * kPanelRows)]);
+      float& to = out[r * out_stride + n];
+      to = accumulate ? to + sum * (x_scale * w_scale) : sum * (x_scale * w_scale);
+    }
+  }
 }
 
 }  // namespace
 
 void unpack_tile(const PackedMatrix& w, int64_t panel, int64_t tile, std::span<float> codes) {
   const int64_t cols = tile_cols(w.format);
-  const std::byte* bytes = w.panel(panel) + tile * tile_bytes(w.format);
-  for (int64_t n = 0; n < kPanelRows; ++n) {
-    for (int64_t k = 0; k < cols; ++k)
-      codes[static_cast<size_t>(n * cols + k)] = code_at(w.format, bytes, n, k);
+  const std::byte* b = w.panel(panel) + tile * tile_bytes(w.format);
+  switch (w.format) {
+    case WeightFormat::f32:
+      return fill(cols, codes, [b](int64_t n, int64_t k) {
+        return load<float>(b + k * kTileLineBytes + 4 * n);
+      });
+    case WeightFormat::bf16:
+      return fill(cols, codes, [b](int64_t n, int64_t k) {
+        return to_f32(load<bf16>(b + k / 2 * kTileLineBytes + 4 * n + k % 2 * 2));
+      });
+    case WeightFormat::fp8:
+      return fill(cols, codes, [b](int64_t n, int64_t k) {
+        return to_f32(load<f8_e4m3>(b + fp8_offset(n, k)));
+      });
+    case WeightFormat::int8:
+      return fill(cols, codes, [b](int64_t n, int64_t k) {
+        return load<int8_t>(b + k / 4 * kTileLineBytes + 4 * n + k % 4);
+      });
+    case WeightFormat::int4:
+      return fill(cols, codes, [b](int64_t n, int64_t k) { return int4_code(b, n, k); });
   }
 }
 
@@ -92,19 +127,19 @@ float row_element(const PackedRows& x, int64_t row, int64_t k) {
   return static_cast<float>(static_cast<int8_t>(x.line(row, k / 64)[k % 64]));
 }
 
-void matmul_row(const PackedRows& x, int64_t row, const PackedMatrix& w, float* out) {
-  for (int64_t panel = 0; panel < w.n_panels(); ++panel) {
-    std::array<float, kPanelRows> sums;
-    if (x.dtype == DType::i8) {
-      const auto exact = panel_sums<int32_t>(x, row, w, panel);
-      for (size_t n = 0; n < kPanelRows; ++n) sums[n] = static_cast<float>(exact[n]);
-    } else {
-      sums = panel_sums<float>(x, row, w, panel);
-    }
-    for (int64_t n = panel * kPanelRows; n < w.n_out && n < (panel + 1) * kPanelRows; ++n) {
-      const float x_scale = x.dtype == DType::i8 ? x.scales[row] : 1.0f;
-      const float w_scale = w.row_scales != nullptr ? w.row_scales[n] : 1.0f;
-      out[n] = sums[static_cast<size_t>(n - panel * kPanelRows)] * (x_scale * w_scale);
+void matmul_rows(const PackedRows& x, int64_t row_begin, int64_t n_rows, const PackedMatrix& w,
+                 float* out, int64_t out_stride, bool accumulate) {
+  for (int64_t r = 0; r < n_rows; r += kRowsAtOnce) {
+    const int64_t row = row_begin + r, n = std::min(kRowsAtOnce, n_rows - r);
+    float* to = out + r * out_stride;
+    for (int64_t panel = 0; panel < w.n_panels(); ++panel) {
+      if (x.dtype == DType::i8) {
+        write_panel(panel_sums<int32_t>(x, row, n, w, panel), x, row, n, w, panel, to, out_stride,
+                    accumulate);
+      } else {
+        write_panel(panel_sums<float>(x, row, n, w, panel), x, row, n, w, panel, to, out_stride,
+                    accumulate);
+      }
     }
   }
 }
@@ -146,23 +181,9 @@ Status pack_rows(const PackRowsArgs& args, OpContext&) {
   return ok_status();
 }
 
-Status linear(const LinearArgs& args, OpContext& ctx) {
-  ArenaScope scope(*ctx.arena);
-  auto* y = ctx.arena->take<float>(kPanelRows);
-  if (y == nullptr) return scratch_exhausted("linear", kPanelRows * 4, *ctx.arena);
-  // A panel at a time, through the same matrix cut to one panel, so that `y` is 16 values.
-  for (int64_t panel = 0; panel < args.w->n_panels(); ++panel) {
-    PackedMatrix w = *args.w;
-    w.tiles = args.w->panel(panel);
-    w.n_out = std::min(kPanelRows, args.w->n_out - panel * kPanelRows);
-    if (w.row_scales != nullptr) w.row_scales += panel * kPanelRows;
-    if (w.block_scales != nullptr) w.block_scales += panel * w.n_k_blocks();
-    for (int64_t i = 0; i < args.x.n_rows; ++i) {
-      matmul_row(args.x, i, w, y);
-      float* out = args.out.row<float>(i) + panel * kPanelRows;
-      for (int64_t n = 0; n < w.n_out; ++n) out[n] = args.accumulate ? out[n] + y[n] : y[n];
-    }
-  }
+Status linear(const LinearArgs& args, OpContext&) {
+  matmul_rows(args.x, 0, args.x.n_rows, *args.w, args.out.ptr<float>(), args.out.stride(0),
+              args.accumulate);
   return ok_status();
 }
 
@@ -173,8 +194,8 @@ Status head_linear(const HeadLinearArgs& args, OpContext& ctx) {
   for (int64_t i = 0; i < args.x.dim(0); ++i) {
     for (int64_t h = 0; h < args.x.dim(1); ++h) {
       pack_row(args.x.row<float>(i) + h * args.x.stride(1), 0, x);
-      matmul_row(x, 0, args.w[static_cast<size_t>(h)],
-                 args.out.row<float>(i) + h * args.out.stride(1));
+      matmul_rows(x, 0, 1, args.w[static_cast<size_t>(h)],
+                  args.out.row<float>(i) + h * args.out.stride(1), 0);
     }
   }
   return ok_status();

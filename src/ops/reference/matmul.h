@@ -14,8 +14,10 @@ void unpack_tile(const PackedMatrix& w, int64_t panel, int64_t tile, std::span<f
 /// Element k of a packed row before its scale (i8: q).
 float row_element(const PackedRows& x, int64_t row, int64_t k);
 
-/// out[n] = sum_k x[row, k] * w[n, k] for every n < w.n_out, k ascending.
-void matmul_row(const PackedRows& x, int64_t row, const PackedMatrix& w, float* out);
+/// Rows [row_begin, row_begin + n_rows) of x times w: out[r * out_stride + n] (=, or += with
+/// accumulate) sum_k x[row_begin + r, k] * w[n, k] for every n < w.n_out, k ascending.
+void matmul_rows(const PackedRows& x, int64_t row_begin, int64_t n_rows, const PackedMatrix& w,
+                 float* out, int64_t out_stride, bool accumulate = false);
 
 /// Packs one row of n_cols floats as row `row` of `out` (PackRowsArgs).
 void pack_row(const float* x, int64_t row, const PackedRows& out);

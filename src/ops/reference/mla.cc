@@ -107,7 +107,7 @@ struct ExpandedPage {
   float* k = nullptr;       // [kPageTokens, qk_nope_head_dim + rope_dim]
   float* v = nullptr;       // [kPageTokens, v_head_dim]
   float* latent = nullptr;  // [kv_lora_rank]
-  PackedRows packed;        // [1, kv_lora_rank]
+  PackedRows packed;        // [kPageTokens, kv_lora_rank]
 };
 
 void expand_page(const MlaExpandedArgs& args, const SequenceRows& s, int64_t page, int64_t head,
@@ -115,14 +115,15 @@ void expand_page(const MlaExpandedArgs& args, const SequenceRows& s, int64_t pag
   const LatentPages& pages = args.pages;
   const int64_t rank = pages.kv_lora_rank, qk = args.q.dim(2), v_dim = args.out.dim(2);
   const int64_t first = page * kPageTokens, n_tokens = int64_t{s.n_past} + s.n_rows;
-  for (int64_t t = 0; t < std::min(kPageTokens, n_tokens - first); ++t) {
+  const int64_t n = std::min(kPageTokens, n_tokens - first);
+  for (int64_t t = 0; t < n; ++t) {
     for (int64_t i = 0; i < rank; ++i) e.latent[i] = entry_element(pages, s, first + t, i);
-    pack_row(e.latent, 0, e.packed);
-    matmul_row(e.packed, 0, args.w_k[static_cast<size_t>(head)], e.k + t * qk);
-    matmul_row(e.packed, 0, args.w_v[static_cast<size_t>(head)], e.v + t * v_dim);
+    pack_row(e.latent, t, e.packed);
     for (int64_t i = 0; i < pages.rope_dim; ++i)
       e.k[t * qk + qk - pages.rope_dim + i] = entry_element(pages, s, first + t, rank + i);
   }
+  matmul_rows(e.packed, 0, n, args.w_k[static_cast<size_t>(head)], e.k, qk);
+  matmul_rows(e.packed, 0, n, args.w_v[static_cast<size_t>(head)], e.v, v_dim);
 }
 
 // scores[t] of one query with the n first keys of a page.
@@ -188,7 +189,7 @@ Status mla_expanded(const MlaExpandedArgs& args, OpContext& ctx) {
     return scratch_exhausted("mla_expanded",
                              kPageTokens * (args.q.dim(2) + v_dim) * 4 + rank * 4 + n_rows * 8,
                              *ctx.arena);
-  EXO_ASSIGN_OR_RETURN(e.packed, take_packed_rows(args.activation, 1, rank, *ctx.arena));
+  EXO_ASSIGN_OR_RETURN(e.packed, take_packed_rows(args.activation, kPageTokens, rank, *ctx.arena));
   for (const SequenceRows& s : args.sequences) {
     if (s.form != AttentionForm::expanded) continue;
     const int64_t n_pages = ceil_div(int64_t{s.n_past} + s.n_rows, kPageTokens);
