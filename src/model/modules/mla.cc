@@ -96,14 +96,15 @@ Status attend_expanded(const Args& args, const FormRun& run, const TensorView& q
                           .pages = args.pages,
                           .softmax_scale = c.softmax_scale,
                           .out = out.rows(run.begin, run.n)};
-  std::vector<float> probs;
-  if (run.sequences.size() == 1 && tap.wants("self_attn.probs")) {
-    const int64_t n_keys = run.sequences[0].n_past + run.n;
-    probs.resize(static_cast<size_t>(c.n_heads * run.n * n_keys));
-    op.probs = make_view(probs.data(), {c.n_heads, run.n, n_keys});
-  }
-  EXO_RETURN_IF_ERROR(ops::mla_expanded(op, ctx));
-  if (!probs.empty()) tap("self_attn.probs", op.probs);
+  if (run.sequences.size() != 1 || !tap.wants("self_attn.probs")) return ops::mla_expanded(op, ctx);
+  // Only the reference body gives out its weights.
+  const int64_t n_keys = run.sequences[0].n_past + run.n;
+  std::vector<float> probs(static_cast<size_t>(c.n_heads * run.n * n_keys));
+  op.probs = make_view(probs.data(), {c.n_heads, run.n, n_keys});
+  ops::OpContext with_probs = ctx;
+  with_probs.table = &ops::reference_table();
+  EXO_RETURN_IF_ERROR(ops::mla_expanded(op, with_probs));
+  tap("self_attn.probs", op.probs);
   return ok_status();
 }
 
