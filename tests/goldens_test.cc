@@ -93,6 +93,8 @@ class PerIsa : public ::testing::TestWithParam<Isa> {
   const ops::OpTable& table() const { return kernels::cpu::table(GetParam()); }
 };
 
+TEST_P(PerIsa, Fp8AsBf16) { check_fp8_as_bf16(table()); }
+
 TEST_P(PerIsa, AForwardAllocatesNothing) {
   for (const char* format : {"", "int8"}) {
     for (const bool fp32 : {true, false}) {

@@ -34,26 +34,67 @@ Status check_rows(const Plan& plan, const Batch& batch) {
     }
   }
   const bool first = plan.placement.layer_begin == 0;
-  if (!first && !batch.hidden.has_shape({n, plan.config.hidden_size}))
-    return invalid_argument("forward: hidden states of the stage before are missing");
+  if (!first && (batch.hidden.empty() || batch.hidden.dtype != DType::f32 ||
+                 !batch.hidden.has_shape({n, plan.config.hidden_size}))) {
+    return invalid_argument(fmt::format(
+        "forward: hidden states of the stage before: expected f32 [{}, {}], got {}", n,
+        plan.config.hidden_size, batch.hidden.empty() ? "none" : batch.hidden.describe()));
+  }
+  return ok_status();
+}
+
+Status check_sequence(const Plan& plan, const Batch& batch, const ops::SequenceRows& s) {
+  const int64_t end = int64_t{s.n_past} + s.n_rows;  // tokens after this forward
+  if (s.n_past < 0) return invalid_argument("forward: a sequence with a negative past");
+  if (end > plan.limits.max_context_tokens) {
+    return resource_exhausted(fmt::format("forward: a sequence of {} tokens exceeds the plan's {}",
+                                          end, plan.limits.max_context_tokens));
+  }
+  if (std::ssize(s.pages) < ceil_div(end, ops::kPageTokens)) {
+    return resource_exhausted(fmt::format("forward: a sequence of {} tokens has {} pages of {}",
+                                          end, s.pages.size(), ops::kPageTokens));
+  }
+  for (int64_t p = 0; p < ceil_div(end, ops::kPageTokens); ++p) {
+    const int32_t page = s.pages[static_cast<size_t>(p)];
+    if (page < 0 || page >= plan.limits.n_pages)
+      return invalid_argument(fmt::format("forward: page {} of {}", page, plan.limits.n_pages));
+  }
+  // The cache keeps rotated keys: a position is the entry's place.
+  for (int32_t i = 0; i < s.n_rows; ++i) {
+    const int32_t position = batch.positions[static_cast<size_t>(s.row_begin + i)];
+    if (position != s.n_past + i) {
+      return invalid_argument(fmt::format("forward: row {} has position {}, expected {}",
+                                          s.row_begin + i, position, s.n_past + i));
+    }
+  }
   return ok_status();
 }
 
 Status check_sequences(const Plan& plan, const Batch& batch) {
+  const auto n = static_cast<int64_t>(batch.tokens.size());
   int64_t row = 0, n_absorbed = 0;
   for (const ops::SequenceRows& s : batch.sequences) {
-    if (s.row_begin != row || s.n_rows <= 0)
+    if (s.row_begin != row || s.n_rows <= 0 || s.n_rows > n - row)
       return invalid_argument("forward: the sequences don't cover the rows in order");
+    EXO_RETURN_IF_ERROR(check_sequence(plan, batch, s));
     row += s.n_rows;
     if (s.form == ops::AttentionForm::absorbed) n_absorbed += s.n_rows;
   }
-  if (row != static_cast<int64_t>(batch.tokens.size()))
-    return invalid_argument("forward: the sequences don't cover the rows in order");
+  if (row != n) return invalid_argument("forward: the sequences don't cover the rows in order");
   if (n_absorbed > plan.decode.max_tokens) {
     return resource_exhausted(fmt::format("forward: {} generated tokens exceed the plan's {}",
                                           n_absorbed, plan.decode.max_tokens));
   }
   return ok_status();
+}
+
+Status check_forced_experts(const Run& run) {
+  if (run.forced_experts == nullptr) return ok_status();
+  const size_t n_layers = run.plan->prefill.layers.size();
+  if (run.forced_experts->ids.size() == n_layers && run.forced_experts->weights.size() == n_layers)
+    return ok_status();
+  return invalid_argument(fmt::format("forward: forced experts for {} layers, expected {}",
+                                      run.forced_experts->ids.size(), n_layers));
 }
 
 // The residual stream's first value: embeddings, or what the stage before has sent.
@@ -84,6 +125,7 @@ Result<Output> forward(const Run& run, const Batch& batch, ops::OpContext& ctx) 
   const Plan& plan = *run.plan;
   EXO_RETURN_IF_ERROR(check_rows(plan, batch));
   EXO_RETURN_IF_ERROR(check_sequences(plan, batch));
+  EXO_RETURN_IF_ERROR(check_forced_experts(run));
   const auto n = static_cast<int64_t>(batch.tokens.size());
   State& state = *run.state;
   const TensorView hidden = state.hidden.rows(0, n);

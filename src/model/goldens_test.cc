@@ -7,24 +7,26 @@
 namespace exo::model::testing {
 namespace {
 
-class Goldens : public ::testing::TestWithParam<std::string> {
+class GoldenCases : public ::testing::TestWithParam<std::string> {
  protected:
   const ops::OpTable& table() const { return ops::reference_table(); }
 };
 
-TEST_P(Goldens, Prompts) { check_prompts(GetParam(), table()); }
-TEST_P(Goldens, InnerTensors) { check_inner_tensors(GetParam(), table()); }
-TEST_P(Goldens, GreedyContinuation) { check_greedy(GetParam(), table()); }
-TEST_P(Goldens, SameBits) {
+TEST_P(GoldenCases, Prompts) { check_prompts(GetParam(), table()); }
+TEST_P(GoldenCases, InnerTensors) { check_inner_tensors(GetParam(), table()); }
+TEST_P(GoldenCases, GreedyContinuation) { check_greedy(GetParam(), table()); }
+TEST_P(GoldenCases, SameBits) {
   check_same_bits(GetParam(), table(), "", /*fp32=*/true);
   check_same_bits(GetParam(), table(), "int8", /*fp32=*/false);
 }
-TEST_P(Goldens, MixedBatch) { check_mixed_batch(GetParam(), table(), "", /*fp32=*/true); }
-TEST_P(Goldens, NativeModel) { check_native_model(GetParam(), table()); }
-TEST_P(Goldens, NativeModules) { NativeModules(GetParam(), table()).check(); }
+TEST_P(GoldenCases, MixedBatch) { check_mixed_batch(GetParam(), table(), "", /*fp32=*/true); }
+TEST_P(GoldenCases, NativeModel) { check_native_model(GetParam(), table()); }
+TEST_P(GoldenCases, NativeModules) { NativeModules(GetParam(), table()).check(); }
+
+TEST(Goldens, Fp8AsBf16) { check_fp8_as_bf16(ops::reference_table()); }
 
 // v2_lite's 4,160 tokens are for the fast tables, in tests/.
-class LongGoldens : public Goldens {};
+class LongGoldens : public GoldenCases {};
 TEST_P(LongGoldens, LongPrompt) {
   const int64_t chunks[] = {128, 7};
   check_long_prompt(GetParam(), table(), 2, chunks);
@@ -34,7 +36,7 @@ INSTANTIATE_TEST_SUITE_P(Cases, LongGoldens,
                                            "v3_mtp"),
                          [](const auto& golden) { return golden.param; });
 
-INSTANTIATE_TEST_SUITE_P(Cases, Goldens, ::testing::ValuesIn(golden_cases()),
+INSTANTIATE_TEST_SUITE_P(Cases, GoldenCases, ::testing::ValuesIn(golden_cases()),
                          [](const auto& golden) { return golden.param; });
 
 }  // namespace

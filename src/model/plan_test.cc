@@ -135,6 +135,17 @@ TEST(Plan, Fp8ScalesThatDoNotFitMakeTheEntryF32) {
   EXPECT_EQ(plan.prefill.lm_head->linear.weight, WeightFormat::bf16);
 }
 
+TEST(Plan, TheLatentsNormsIgnoreRmsNormEps) {
+  // 1e-4 in moonlight's logits: too little for the goldens' bound.
+  const HfConfig config = read_config(golden_dir("moonlight") + "/config.json");
+  const Plan plan = good_plan(config);
+  EXPECT_EQ(plan.prefill.layers[0].attention.input_norm.eps, 1e-5f);
+  EXPECT_EQ(plan.prefill.layers[0].attention.kv_a_norm.eps, 1e-6f);
+  HfConfig lora = config;
+  lora.q_lora_rank = 96;
+  EXPECT_EQ(good_plan(lora).decode.layers[0].attention.q_a_norm->eps, 1e-6f);
+}
+
 TEST(Plan, WhatItCannotBe) {
   const HfConfig lite = fact("deepseek-v2-lite");
   const auto error = [&](const Placement& placement, const Limits& limits) {

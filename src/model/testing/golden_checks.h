@@ -290,6 +290,16 @@ inline void check_native_model(const std::string& name, const ops::OpTable& tabl
   ::testing::Test::RecordProperty("kl_" + name + "_" + table.name, std::to_string(kl));
 }
 
+/// FP8 weights rounded to bf16 after scaling (goldens/README.md gives the bounds).
+inline void check_fp8_as_bf16(const ops::OpTable& table) {
+  const Golden& golden = Golden::of("v3_fp8");
+  Runner runner(golden, {.table = &table, .format = "bf16"});
+  const std::vector<float> logits = runner.prefill(golden.i32("p0.input_ids"), 256);
+  const std::vector<float> expected = golden.f32("p0.logits");
+  EXPECT_LE(max_difference(logits, expected), 0.4);
+  EXPECT_LE(mean_kl(logits, expected, static_cast<size_t>(golden.config().vocab_size)), 3e-3);
+}
+
 /// The fast path, sublayer by sublayer: each fed with the recorded input, each recorded tensor on
 /// its way compared.
 class NativeModules {
