@@ -29,7 +29,6 @@ Environment read_environment() {
   e.home = variable("HOME");
   e.exo_home = variable("EXO_HOME");
   e.hf_home = variable("HF_HOME");
-  e.hf_endpoint = variable("HF_ENDPOINT");
   e.cache = variable("DEEPSEEK_V3_CACHE");
   e.default_model = variable("DEEPSEEK_V3_HF_MODEL");
   e.debug = variable("DEBUG");

@@ -12,7 +12,6 @@ struct Environment {
   std::string home;
   std::string exo_home;
   std::string hf_home;
-  std::string hf_endpoint;
   std::string cache;          ///< DEEPSEEK_V3_CACHE
   std::string default_model;  ///< DEEPSEEK_V3_HF_MODEL
   std::string debug;          ///< DEBUG
