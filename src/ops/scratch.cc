@@ -114,12 +114,14 @@ int64_t mla_expanded_scratch_bytes(int64_t n_rows, int64_t, int64_t qk_nope_head
   const int64_t v = align_up(v_head_dim, 16);
   // A thread's page: the latents as f32 and packed, K twice (rows and columns), V, a block of
   // scores, and for 4 heads every row's running maximum and sum.
-  const int64_t per_thread = piece(kPageTokens * align_up(kv_lora_rank + rope_dim, 16) * 4) +
-                             packed_rows_bytes(DType::f32, kPageTokens, kv_lora_rank) +
-                             packed_rows_bytes(DType::i8, kPageTokens, kv_lora_rank) +
-                             piece(kPageTokens * qk * 4) * 2 + piece(kPageTokens * v * 4) +
-                             piece(64 * kPageTokens * 4) + piece(4 * n_rows * 8) +
-                             2 * kThreadScratchBytes;
+  const int64_t per_thread =
+      piece(kPageTokens * align_up(kv_lora_rank + rope_dim, 16) * 4) +
+      packed_rows_bytes(DType::f32, kPageTokens, kv_lora_rank) +
+      packed_rows_bytes(DType::i8, kPageTokens, kv_lora_rank) + piece(kPageTokens * qk * 4) * 2 +
+      piece(kPageTokens * v * 4) + piece(64 * kPageTokens * 4) + piece(4 * n_rows * 8) +
+      // and, for tiles, two heads' queries in bf16 and sums, of up to 512 rows.
+      2 * (std::min<int64_t>(n_rows, 512) + 16) * (align_up(qk, 32) * 2 + v * 4) +
+      2 * kThreadScratchBytes;
   return n_threads * per_thread + piece(n_rows * 64);
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "kernels/cpu/attention_amx.h"
 #include "kernels/cpu/bodies.h"
 #include "kernels/cpu/schedule.h"
 #include "kernels/cpu/vector.h"
@@ -43,15 +44,17 @@ struct Body {
   int64_t rank, rank_padded, entry, entry_padded, n_head_blocks;
   std::byte* thread_memory = nullptr;
   int64_t thread_bytes = 0;
+  bool tiles = false;  // bf16 pages on AMX
 
-  Body(const ops::MlaAbsorbedArgs& a, const VectorKernels& kernels)
+  Body(Isa isa, const ops::MlaAbsorbedArgs& a)
       : args(a),
-        v(kernels),
+        v(vector_kernels(isa)),
         rank(a.pages.kv_lora_rank),
         rank_padded(align_up(rank, 16)),
         entry(rank + a.pages.rope_dim),
         entry_padded(align_up(entry, 16)),
         n_head_blocks(ceil_div(a.out.dim(1), kHeads)) {
+    tiles = isa == Isa::amx && a.pages.dtype == DType::bf16 && absorbed_fits_amx(entry, rank);
     thread_bytes = ops::kPageTokens * entry_padded * 4 + kHeads * entry_padded * 4 +
                    kHeads * ops::kPageTokens * 4 + 2 * State::bytes(rank_padded);
   }
@@ -102,6 +105,7 @@ struct Body {
       std::copy_n(rope, entry - rank, to + rank);
       std::fill(to + entry, to + entry_padded, 0.0f);
     }
+    std::fill(q + u.n_heads * entry_padded, q + kHeads * entry_padded, 0.0f);
   }
 
   void load_page(const Unit& u, int64_t page, int64_t n, float* to) const {
@@ -117,12 +121,38 @@ struct Body {
     }
   }
 
+  // The page's memory in f32 serves as scratch: it is larger (absorbed_fits_amx).
+  void run_pages_amx(const Unit& u, int64_t begin, int64_t end, const ThreadMemory& m,
+                     const State& state) const {
+#if defined(__x86_64__)
+    auto* scratch = reinterpret_cast<std::byte*>(m.page);
+    absorbed_query_amx(m.q, entry_padded, entry, rank, scratch);
+    const auto page_at = [&](int64_t page) {
+      return args.pages.entry(u.sequence->pages[static_cast<size_t>(page)], 0);
+    };
+    for (int64_t page = begin; page < end; ++page)
+      absorbed_page_amx(
+          {.page = page_at(page),
+           .next = page + 1 < end ? page_at(page + 1) : nullptr,
+           .entry_bytes = args.pages.entry_bytes(),
+           .entry = entry,
+           .rank = rank,
+           .n_keys = std::min(ops::kPageTokens, u.position + 1 - page * ops::kPageTokens),
+           .scale = args.softmax_scale,
+           .scratch = scratch,
+           .softmax = state.softmax,
+           .sum = state.sum,
+           .sum_stride = rank_padded});
+#endif
+  }
+
   // The pages of one range into `state`. m.q holds the unit's query.
   void run_range(const Unit& u, int64_t range, const ThreadMemory& m, const State& state) const {
     const int64_t per_range = pages_per_range(pages_of(u.position));
     const int64_t end = std::min((range + 1) * per_range, pages_of(u.position));
     std::fill_n(state.sum, kHeads * rank_padded, 0.0f);
     std::fill_n(state.softmax, kHeads, SoftmaxState{-std::numeric_limits<float>::infinity(), 0.0f});
+    if (tiles) return run_pages_amx(u, range * per_range, end, m, state);
     for (int64_t page = range * per_range; page < end; ++page) {
       const int64_t n = std::min(ops::kPageTokens, u.position + 1 - page * ops::kPageTokens);
       load_page(u, page, n, m.page);
@@ -156,7 +186,15 @@ struct Body {
   void finish(const Unit& u, const State& state) const {
     for (int64_t h = 0; h < u.n_heads; ++h) {
       float* out = args.out.row<float>(u.row) + (u.head + h) * args.out.stride(1);
-      std::copy_n(state.sum + h * rank_padded, rank, out);
+      const float* sum = state.sum + h * rank_padded;
+      if (tiles) {
+        // Groups of four columns as 16-bit interleaving within 128-bit lanes left them.
+        for (int64_t c = 0; c < rank; c += 8)
+          for (int64_t half = 0; half < 2; ++half)
+            std::copy_n(sum + c / 32 * 32 + c % 32 / 2 + 16 * half, 4, out + c + 4 * half);
+      } else {
+        std::copy_n(sum, rank, out);
+      }
       v.divide(out, state.softmax[h].sum, rank);
     }
   }
@@ -177,7 +215,7 @@ int64_t count_rows(const ops::MlaAbsorbedArgs& args, int64_t* most_ranges) {
 
 Status mla_absorbed(Isa isa, const ops::MlaAbsorbedArgs& args, ops::OpContext& ctx) {
   ArenaScope scope(*ctx.arena);
-  Body body(args, vector_kernels(isa));
+  Body body(isa, args);
   const int n_threads = ctx.pool->n_threads();
   int64_t most_ranges = 1;
   const int64_t n_rows = count_rows(args, &most_ranges);
