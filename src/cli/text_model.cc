@@ -69,7 +69,7 @@ Result<const text::ChatFormat*> chat_format_of(const hub::ModelLocation& at,
 
 Result<text::Tokenizer> byte_tokenizer(int64_t vocab_size) {
   OrderedJson vocab = OrderedJson::object(), added = OrderedJson::array();
-  for (int b = 0; b < std::min<int64_t>(256, vocab_size); ++b) {
+  for (int b = 0; b < 256; ++b) {
     std::string character;
     append_utf8(character, byte_character(b));
     vocab[character] = b;

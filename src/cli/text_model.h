@@ -23,7 +23,8 @@ Result<text::Tokenizer> load_tokenizer(const hub::ModelLocation& at);
 Result<const text::ChatFormat*> chat_format_of(const hub::ModelLocation& at,
                                                const std::string& name);
 
-/// For a model without a tokenizer: byte b is id b; ids from 256 on print as <id>.
+/// For a model without a tokenizer: byte b is id b; ids from 256 on print as <id>. (A vocabulary of
+/// fewer than 256 refuses the other bytes where a prompt is checked.)
 Result<text::Tokenizer> byte_tokenizer(int64_t vocab_size);
 
 struct GenerationDefaults {
