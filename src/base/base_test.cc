@@ -59,6 +59,8 @@ TEST(Os, FilesAreWrittenWholeAndReadBack) {
   ASSERT_TRUE(mapped.ok());
   EXPECT_EQ(mapped->size_bytes(), 6u);
   EXPECT_EQ(static_cast<char>(mapped->data()[0]), 'w');
+  mapped->advise(0, mapped->size_bytes(), MappedFile::Advice::populate);
+  EXPECT_EQ(mapped->resident_share(), 1.0);
   EXPECT_EQ(read_file((dir / "none").string(), 1).status().code(), StatusCode::not_found);
   EXPECT_FALSE(read_file(dir.string(), 1).ok());
   {

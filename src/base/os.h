@@ -76,10 +76,15 @@ class MappedFile {
   uint64_t size_bytes() const { return size_bytes_; }
   const std::string& path() const { return path_; }
 
-  enum class Advice { normal, sequential, random, will_need, dont_need, huge_pages };
+  enum class Advice { normal, sequential, random, will_need, dont_need, huge_pages, populate };
   /// A hint for [offset, offset + n_bytes), widened (dont_need: narrowed) to whole pages; failure
   /// is not an error.
+  /// populate: reads everything and maps every page now, in one call instead of a fault for each.
   void advise(uint64_t offset, uint64_t n_bytes, Advice advice) const;
+
+  /// The share of the file's pages that are in memory already, 0 to 1 (0 where the system doesn't
+  /// say).
+  double resident_share() const;
 
  private:
   std::byte* data_ = nullptr;

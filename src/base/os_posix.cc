@@ -15,6 +15,7 @@
 #include <filesystem>
 #include <fstream>
 #include <thread>
+#include <vector>
 
 #include "base/os.h"
 
@@ -245,6 +246,13 @@ void MappedFile::advise(uint64_t offset, uint64_t n_bytes, Advice advice) const 
       flag = MADV_DONTNEED;
       break;
 #ifdef MADV_HUGEPAGE
+    case Advice::populate:
+#ifdef MADV_POPULATE_READ
+      flag = MADV_POPULATE_READ;
+#else
+      flag = MADV_WILLNEED;
+#endif
+      break;
     case Advice::huge_pages:
       flag = MADV_HUGEPAGE;
       break;
@@ -260,6 +268,15 @@ void MappedFile::advise(uint64_t offset, uint64_t n_bytes, Advice advice) const 
     begin = begin / page * page;
   }
   if (begin < end) ::madvise(data_ + begin, end - begin, flag);
+}
+
+double MappedFile::resident_share() const {
+  if (data_ == nullptr) return 0;
+  const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  std::vector<unsigned char> in_memory((size_bytes_ + page - 1) / page);
+  if (::mincore(data_, size_bytes_, in_memory.data()) != 0) return 0;
+  const auto n = std::count_if(in_memory.begin(), in_memory.end(), [](auto b) { return b & 1; });
+  return static_cast<double>(n) / static_cast<double>(in_memory.size());
 }
 
 Result<RandomAccessFile> RandomAccessFile::open(const std::string& path) {

@@ -38,6 +38,7 @@ void add_model_options(CLI::App& command, ModelOptions& model, unsigned takes) {
   command.add_option("--threads", model.threads, "threads (default: all this process may use)")
       ->check(CLI::Range(0, 4096));
   command.add_option("--plan", model.plan_file, "a file of `exo plan --json`: exactly this plan");
+  command.add_flag("--warm", model.warm, "read all weights into memory before the first token");
   command.add_flag("--overcommit", model.overcommit,
                    "run although the plan exceeds this machine's memory");
 }

@@ -74,8 +74,10 @@ Result<LoadedModel> load_random(const Context& context, const BenchCommandOption
         [&](const model::ConvertProgress& p) { bar.update(p.done_bytes, p.total_bytes); }));
   }
   const auto begin = std::chrono::steady_clock::now();
-  EXO_ASSIGN_OR_RETURN(loaded.engine,
-                       engine::Engine::create({planned.cache_folder, plan, isa, nullptr}));
+  EXO_ASSIGN_OR_RETURN(loaded.engine, engine::Engine::create({.cache_folder = planned.cache_folder,
+                                                              .plan = plan,
+                                                              .isa = isa,
+                                                              .warm = options.model.warm}));
   loaded.load_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return loaded;
 }

@@ -283,6 +283,7 @@ Result<LoadedModel> load_model(const Context& context, const ModelOptions& optio
   engine_options.plan = loaded.planned.plan;
   engine_options.isa = isa;
   engine_options.capture = needs.capture;
+  engine_options.warm = options.warm;
   EXO_ASSIGN_OR_RETURN(loaded.engine, engine::Engine::create(std::move(engine_options)));
   loaded.load_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   log_info("loaded {} from {} in {}", loaded.planned.location.name, loaded.planned.cache_folder,

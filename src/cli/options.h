@@ -38,6 +38,7 @@ struct ModelOptions {
   int64_t context = 0;  ///< tokens; 0: the command's own choice
   std::string plan_file;
   bool overcommit = false;  ///< go on when the plan exceeds memory
+  bool warm = false;        ///< read all weights before the first token
 };
 
 struct SamplingFlags {

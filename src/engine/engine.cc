@@ -142,6 +142,11 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineOptions options) {
         "of a model are run by a ring",
         options.plan.config.num_hidden_layers, placement.layer_begin, placement.layer_end));
   EXO_ASSIGN_OR_RETURN(auto weights, model::load_weights(options.plan, options.cache_folder));
+  if (options.warm) {
+    weights->cache.advise(MappedFile::Advice::populate);
+  } else {
+    weights->cache.map_resident();
+  }
   EXO_ASSIGN_OR_RETURN(auto state, model::create_state(options.plan));
   const int64_t n_pages = state->pages.empty() ? 0 : state->pages.front().n_pages;
   auto impl = std::make_unique<Impl>(std::move(options), n_pages);

@@ -20,6 +20,8 @@ struct EngineOptions {
   /// Receives the inner tensors of prompts (prefill), never of decode. A prefill of which it wants
   /// attention probabilities uses the reference attention, which alone gives them.
   ops::Capture* capture = nullptr;
+  /// Read all weights into memory first, instead of at their first use (`--warm`).
+  bool warm = false;
 };
 
 /// A sequence's tokens whose latents are in the cache, and its pages.

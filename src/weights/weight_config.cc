@@ -384,4 +384,11 @@ void WeightCache::advise(MappedFile::Advice advice) const {
   for (const auto& [name, file] : files_) file.advise(0, file.size_bytes(), advice);
 }
 
+void WeightCache::map_resident() const {
+  constexpr double kNearlyAll = 0.95;
+  for (const auto& [name, file] : files_)
+    if (file.resident_share() > kNearlyAll)
+      file.advise(0, file.size_bytes(), MappedFile::Advice::populate);
+}
+
 }  // namespace exo::weights

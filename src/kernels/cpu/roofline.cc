@@ -39,7 +39,17 @@ uint64_t read_words(const std::byte* data, int64_t n_bytes) {
   return all;
 }
 
-Result<double> read_gb_per_s(ThreadPool& pool) {
+using ReadLoop = uint64_t (*)(const std::byte* data, int64_t n_bytes);
+
+ReadLoop read_loop([[maybe_unused]] Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512 || isa == Isa::amx) return read_avx512;
+  if (isa == Isa::avx2) return read_avx2;
+#endif
+  return read_words;
+}
+
+Result<double> read_gb_per_s(ThreadPool& pool, ReadLoop read) {
   EXO_ASSIGN_OR_RETURN(Buffer buffer, Buffer::allocate(kReadBytes));
   // Written once: pages never written could all be one page of zeros.
   pool.parallel_for(kReadBytes / kReadTaskBytes, [&](int64_t task, int) {
@@ -50,7 +60,7 @@ Result<double> read_gb_per_s(ThreadPool& pool) {
     best = std::min(best, seconds_of([&] {
                       pool.parallel_for(kReadBytes / kReadTaskBytes, [&](int64_t task, int) {
                         const uint64_t sum =
-                            read_words(buffer.data() + task * kReadTaskBytes, kReadTaskBytes);
+                            read(buffer.data() + task * kReadTaskBytes, kReadTaskBytes);
                         asm volatile("" : : "r"(sum));
                       });
                     }));
@@ -94,7 +104,7 @@ double fp32_loop_neon(int64_t n) {
 
 Result<MachineLimits> measure_limits(ThreadPool& pool, Isa isa) {
   MachineLimits limits;
-  EXO_ASSIGN_OR_RETURN(limits.read_gb_per_s, read_gb_per_s(pool));
+  EXO_ASSIGN_OR_RETURN(limits.read_gb_per_s, read_gb_per_s(pool, read_loop(isa)));
 #if defined(__x86_64__)
   const bool avx512 = isa == Isa::avx512 || isa == Isa::amx;
   if (isa == Isa::amx) {
