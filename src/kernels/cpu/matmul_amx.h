@@ -23,6 +23,7 @@ constexpr int kMaxSteps = 8;                    ///< K tiles of a block
 constexpr int64_t kSumBytes = 4 * kTile;        ///< sums of a row pair and a panel pair
 constexpr int64_t kMaxRows = 512;               ///< rows of a pass: their sums fit the scratch
 constexpr int64_t kRowsInL2Bytes = 1200 << 10;  ///< activations of a pass, which stay in L2
+constexpr int64_t kWriteAhead = 8;  ///< rows of output asked for before they are written
 constexpr int64_t kTailTiles = 15 + kMaxSteps;
 
 /// The thread's scratch, cut up.
@@ -153,6 +154,12 @@ class WriteOut {
       if (task_.accumulate) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask_[p], out), v);
       _mm512_mask_storeu_ps(out, mask_[p], v);
     }
+    // A store that waits for its line holds up the tiles' own stores behind it.
+    if (row_ + kWriteAhead < rows_.count) {
+      const float* ahead = out_ + kWriteAhead * task_.out_stride;
+      asm volatile("prefetchw %0" : : "m"(*ahead));
+      if (n_panels_ == 2) asm volatile("prefetchw %0" : : "m"(ahead[kPanelRows]));
+    }
     out_ += task_.out_stride;
     ++row_;
   }
@@ -269,9 +276,10 @@ inline void multiply(ATiles a0, ATiles a1, const uint8_t* b0, const uint8_t* b1,
     if (kA == 2 && kB == 2) _tile_loadd(3, sums + 3 * kTile, 64);
   }
   for (int64_t t = 0; t < n_tiles; ++t) {
+    // Activations pass through, weights stay: streaming loads leave the L1 cache to the latter.
     _tile_loadd(6, b0 + t * kTile, 64);
-    _tile_loadd(4, a0.data + t * a0.step, 64);
-    if (kA == 2) _tile_loadd(5, a1.data + t * a1.step, 64);
+    _tile_stream_loadd(4, a0.data + t * a0.step, 64);
+    if (kA == 2) _tile_stream_loadd(5, a1.data + t * a1.step, 64);
     if constexpr (Format::kInteger) {
       _tile_dpbssd(0, 4, 6);
     } else {
