@@ -184,7 +184,7 @@ WORDS = sorted(set(WORDS))
 
 
 def word_in(rng, w):
-    return rng.choice([w, w, f'"{w}"', f"the word {w}", f'the word "{w}"'])
+    return rng.choice([w] * 5 + [f"the word {w}"] * 4 + [f'"{w}"', f'the word "{w}"'])
 
 
 COUNT = ["How many {l}'s are in {w}?", "How many {l}s are there in {w}?", "How many times does {l} appear in {w}?",

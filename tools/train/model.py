@@ -276,16 +276,20 @@ class Model(nn.Module):
     def logits(self, hidden):
         return F.linear(hidden, self.head)
 
-    def losses(self, ids, wanted, mask=None):
-        """For next-token and for MTP prediction: the losses of the wanted tokens of ids [B, T], and the rows they are in."""
+    def losses(self, ids, wanted, mask=None, mtp=True):
+        """For next-token and for MTP prediction: the losses of the wanted tokens of ids [B, T], and the rows they are in.
+
+        Without mtp the second ones are empty."""
         mask = None if mask is None else mask.to(self.head.dtype)
         h = self.hidden(ids[:, :-1], mask)
-        m = self.mtp_hidden(h, ids[:, 1:], mask)  # its last position has no token to predict
+        states = [(h, 1)]
+        if mtp:
+            states.append((self.mtp_hidden(h, ids[:, 1:], mask), 2))  # its last position has no token to predict
         out = []
-        for state, ahead in ((h, 1), (m, 2)):
+        for state, ahead in states:
             at = F.pad(wanted[:, ahead:], (0, ahead - 1)).flatten().nonzero()[:, 0]
             n = at.numel()
             at = F.pad(at, (0, -n % 256))  # few distinct shapes, as above
             target = F.pad(ids[:, ahead:], (0, ahead - 1)).flatten()[at]
             out.append((token_losses(self.logits(state.flatten(0, 1)[at]), target)[:n], at[:n] // state.shape[1]))
-        return out
+        return out if mtp else out + [(h.new_zeros(0), at[:0])]

@@ -16,6 +16,7 @@ import time
 import torch
 
 from data import Data, Text
+from export import load
 from model import CONFIG, Model, bf16, compile_parts
 
 MTP_WEIGHT = 0.3
@@ -26,6 +27,7 @@ PLAN = dict(
     tokens=4096,     # a step
     exercises=0.6,   # their share of the rows
     turns=0.4,       # share of story turns in the rest
+    mtp_every=2,     # steps between those that train MTP too
     weights={})      # of kinds of exercises, where not 1
 
 
@@ -58,11 +60,17 @@ class Optimiser:
     def step(self, t, scale):
         lr = self.lr * scale
         for n, p in self.params.items():
+            if p.grad is None:  # MTP's, in a step without it
+                continue
             g, m, w = p.grad.float(), self.first[n], self.master[n]
             if n in self.muon:
                 m.lerp_(g, 0.05)
-                update = orthogonal(g.lerp(m, 0.95)).float()
-                w.mul_(1 - lr * self.decay).add_(update, alpha=-lr * 0.2 * max(w.shape[-2:]) ** 0.5)
+                update = g.lerp(m, 0.95)
+                if "gate_up" in n:  # two matrices stored as one
+                    update = update.unflatten(-2, (2, -1))
+                size = max(update.shape[-2:])
+                update = orthogonal(update).float().view_as(w)
+                w.mul_(1 - lr * self.decay).add_(update, alpha=-lr * 0.2 * size ** 0.5)
             else:
                 v = self.second[n]
                 m.lerp_(g, 0.1)
@@ -102,6 +110,7 @@ def main():
     args.add_argument("--tokenizer", required=True)
     args.add_argument("--state", required=True)
     args.add_argument("--log", required=True)
+    args.add_argument("--start", help="a Hugging Face folder whose weights to begin with, where there is no state yet")
     args.add_argument("--plan", required=True, help="JSON, see PLAN; read again whenever it changes")
     args.add_argument("--lr", type=float, default=5e-3)
     args.add_argument("--balance", type=float, default=5e-3, help="speed of the routing bias")
@@ -114,7 +123,7 @@ def main():
     torch.manual_seed(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     compile_parts()
-    model = bf16(Model()).to(device)
+    model = (load(args.start).train() if args.start else bf16(Model())).to(device)
     optimiser = Optimiser(model, args.lr)
     step, seen, hours = 0, 0, 0.0
     if os.path.exists(args.state):
@@ -157,7 +166,7 @@ def main():
         t = data.rng.choices(*zip(*WIDTHS.items()))[0]
         rows = plan["tokens"] // t
         ids, wanted, mask = (x.to(device) for x in data.batch(rows, t, plan["exercises"], plan["turns"]))
-        (loss, row), (mtp, _) = model.losses(ids, wanted, mask)
+        (loss, row), (mtp, _) = model.losses(ids, wanted, mask, (step + 1) % plan["mtp_every"] == 0)
         ((loss.sum() + MTP_WEIGHT * mtp.sum()) / len(loss)).backward()
         seen += rows * t
         exercise = row < round(rows * plan["exercises"])
@@ -171,7 +180,7 @@ def main():
             scale = (plan["steps"] - step) / (plan["steps"] - plan["decay_from"])
         optimiser.step(step, scale)
         for moe in model.moes():
-            busiest += (moe.load.max() / moe.load.mean()).item() / len(model.moes())
+            busiest += (moe.load.max() / moe.load.mean().clamp(min=1)).item() / len(model.moes())
             moe.balance(args.balance * scale)
         hours += (time.time() - began) / 3600
         often = min(args.every, 50)
