@@ -55,7 +55,9 @@ fuzz: ## each libFuzzer target for FUZZ_SECONDS=30
 bench: ## the kernels' benchmarks
 	$(DEPS) build test
 	cmake --preset release -DEXO_BUILD_BENCH=ON
-	cmake --build --preset release --target bench
+	cmake --build --preset release --target kernels_bench matmul_bench
+	build/release/bench/matmul_bench
+	build/release/bench/kernels_bench
 
 install: build ## into PREFIX=/usr/local
 	cmake --install build/release --prefix "$(PREFIX)"
