@@ -19,12 +19,38 @@ function(exo_install_room name target)
   endforeach()
 endfunction()
 
+# Manual page and completions, made from the built program's own --help. A sanitizer's build has no need of them.
+function(exo_install_cli_docs)
+  find_package(Python3 COMPONENTS Interpreter)
+  if(NOT Python3_Interpreter_FOUND OR NOT EXO_SANITIZE STREQUAL "" OR CMAKE_CROSSCOMPILING)
+    return()
+  endif()
+  set(docs ${CMAKE_BINARY_DIR}/cli_docs)
+  add_custom_command(
+    OUTPUT ${docs}/exo.1.gz
+    COMMAND Python3::Interpreter ${CMAKE_SOURCE_DIR}/packaging/cli_docs.py $<TARGET_FILE:exo> ${docs}
+    DEPENDS exo ${CMAKE_SOURCE_DIR}/packaging/cli_docs.py ${CMAKE_SOURCE_DIR}/packaging/exo.1.in
+    VERBATIM)
+  add_custom_target(exo_cli_docs ALL DEPENDS ${docs}/exo.1.gz)
+  install(FILES ${docs}/exo.1.gz DESTINATION ${CMAKE_INSTALL_MANDIR}/man1 COMPONENT exo)
+  install(FILES ${docs}/exo.bash DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions RENAME exo
+          COMPONENT exo)
+  install(FILES ${docs}/_exo DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/vendor-completions COMPONENT exo)
+  install(FILES ${docs}/exo.fish DESTINATION ${CMAKE_INSTALL_DATADIR}/fish/vendor_completions.d COMPONENT exo)
+endfunction()
+
 # Everything else; called once, after the rooms and the program.
 function(exo_install)
   install(TARGETS exo RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT exo)
   if(EXISTS ${CMAKE_SOURCE_DIR}/models/tiny)
     install(DIRECTORY ${CMAKE_SOURCE_DIR}/models/tiny DESTINATION ${CMAKE_INSTALL_DATADIR}/exo/models COMPONENT exo)
   endif()
+
+  exo_install_cli_docs()
+  # What Debian asks of a package: licence and changes.
+  install(FILES ${CMAKE_SOURCE_DIR}/packaging/copyright DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/exo COMPONENT exo)
+  install(FILES ${CMAKE_SOURCE_DIR}/packaging/copyright DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/exo-dev
+          COMPONENT exo-dev)
 
   set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/exo)
   install(EXPORT exoTargets NAMESPACE exo:: DESTINATION ${package_dir} COMPONENT exo-dev)

@@ -67,6 +67,7 @@ function(exo_room name)
     add_library(exo_${target} INTERFACE)
     set(scope INTERFACE)
   endif()
+  add_library(exo::${target} ALIAS exo_${target})
   target_include_directories(exo_${target} ${scope} $<BUILD_INTERFACE:${CMAKE_SOURCE_DIR}/src>
                              $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/exo>)
   target_compile_features(exo_${target} ${scope} cxx_std_20)
