@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """The manual page and the completions say what --help says: $EXO is the program, $EXO_DOCS their folder."""
+import functools
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ EXO = os.environ["EXO"]
 DOCS = Path(os.environ["EXO_DOCS"])
 
 
+@functools.lru_cache(maxsize=None)
 def help_of(*words):
     return subprocess.run([EXO, *words, "--help"], capture_output=True, text=True, check=True).stdout
 
