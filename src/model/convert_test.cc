@@ -223,6 +223,7 @@ void rewrite(const std::string& from, const std::string& to,
     if (change(t)) tensors.push_back(std::move(t));
   }
   std::vector<weights::NamedTensor> named;
+  named.reserve(tensors.size());
   for (const Tensor& t : tensors) named.push_back({t.name, t.dtype, t.shape, t.bytes});
   ASSERT_TRUE(weights::write_safetensors(to + "/model.safetensors", named).ok());
   Json config = testing::read_json(from + "/config.json");
@@ -293,6 +294,34 @@ TEST(Convert, ChecksTheCheckpointBeforeWriting) {
   EXPECT_EQ(error_after("moonlight", all, "bf16", R"({"quantization_config":
       {"quant_method": "fp8", "weight_block_size": [128, 128]}})"),
             "(converted)");
+}
+
+TEST(Convert, UnknownTensorsAreNamedAndRotaryBuffersAreNot) {
+  const TempDir from, to;
+  fs::copy(golden_dir("v2_lite") + "/config.json", from.path() + "/config.json");
+  const auto checkpoint = Checkpoint::open(golden_dir("v2_lite"));
+  ASSERT_TRUE(checkpoint.ok());
+  std::vector<std::vector<std::byte>> bytes;
+  std::vector<weights::NamedTensor> named;
+  bytes.reserve(checkpoint->tensors().size());
+  named.reserve(checkpoint->tensors().size() + 2);
+  for (const auto& [name, info] : checkpoint->tensors()) {
+    bytes.emplace_back(info.n_bytes);
+    ASSERT_TRUE(checkpoint->read_bytes(info, 0, bytes.back()).ok());
+    named.push_back({name, info.dtype, info.shape, bytes.back()});
+  }
+  const std::vector<std::byte> extra(64);
+  named.push_back({"model.layers.0.self_attn.rotary_emb.inv_freq", DType::f32, {16}, extra});
+  named.push_back({"model.layers.9.mystery.weight", DType::f32, {4, 4}, extra});
+  ASSERT_TRUE(weights::write_safetensors(from.path() + "/model.safetensors", named).ok());
+  const Plan plan = plan_of(read_config(from.path() + "/config.json"));
+  ::testing::internal::CaptureStderr();
+  const Status status = convert(plan, from.path(), to.path());
+  const std::string log = ::testing::internal::GetCapturedStderr();
+  ASSERT_TRUE(status.ok()) << status.message();
+  EXPECT_THAT(log, HasSubstr("1 tensors are not this model's"));
+  EXPECT_THAT(log, HasSubstr("model.layers.9.mystery.weight"));
+  EXPECT_THAT(log, ::testing::Not(HasSubstr("inv_freq")));
 }
 
 TEST(Convert, MtpCopiesAreStoredOnlyIfTheyDiffer) {

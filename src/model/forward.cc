@@ -61,7 +61,8 @@ Status check_sequence(const Plan& plan, const Batch& batch, const ops::SequenceR
   }
   // The cache keeps rotated keys: a position is the entry's place.
   for (int32_t i = 0; i < s.n_rows; ++i) {
-    const int32_t position = batch.positions[static_cast<size_t>(s.row_begin + i)];
+    const int32_t position =
+        batch.positions[static_cast<size_t>(s.row_begin) + static_cast<size_t>(i)];
     if (position != s.n_past + i) {
       return invalid_argument(fmt::format("forward: row {} has position {}, expected {}",
                                           s.row_begin + i, position, s.n_past + i));

@@ -172,7 +172,7 @@ std::string first_difference(const Json& expected, const Json& got, const std::s
   const bool both_arrays = expected.is_array() && got.is_array() && expected.size() == got.size();
   if (both_objects) {
     for (const auto& [key, value] : expected.items()) {
-      const std::string here = path.empty() ? key : path + "." + key;
+      const std::string here = path.empty() ? key : fmt::format("{}.{}", path, key);
       if (!got.contains(key))
         return fmt::format("{}: expected {}, it is missing", here, brief(value));
       std::string difference = first_difference(value, got[key], here);

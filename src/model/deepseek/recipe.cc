@@ -42,6 +42,7 @@ RecipeEntry packed(const LinearConfig& linear, std::string tensor) {
 std::vector<SourceRef> heads_of(const MlaConfig& c, const std::string& tensor, int64_t offset,
                                 int64_t n_rows, bool transposed) {
   std::vector<SourceRef> refs;
+  refs.reserve(static_cast<size_t>(c.n_heads));
   for (int64_t h = 0; h < c.n_heads; ++h)
     refs.push_back({.tensor = tensor,
                     .row_begin = h * (c.qk_nope_head_dim + c.v_head_dim) + offset,
@@ -73,6 +74,7 @@ void add_attention(const MlaConfig& prefill, const MlaConfig& decode, const std:
 void add_mlp(const LinearConfig& gate_up, const LinearConfig& down,
              const std::vector<std::string>& prefixes, RecipeUnit& unit) {
   std::vector<SourceRef> gates, ups, downs;
+  for (auto* refs : {&gates, &ups, &downs}) refs->reserve(prefixes.size());
   for (const std::string& prefix : prefixes) {
     gates.push_back({.tensor = prefix + "gate_proj.weight"});
     ups.push_back({.tensor = prefix + "up_proj.weight"});
@@ -104,6 +106,7 @@ void add_layer(const DecoderLayerConfig& prefill, const DecoderLayerConfig& deco
     add_mlp(moe.shared->gate_up, moe.shared->down, {layer + "mlp.shared_experts."}, unit);
   RecipeUnit experts{.name = unit.name + ".experts", .mtp = unit.mtp, .entries = {}};
   std::vector<std::string> prefixes;
+  prefixes.reserve(static_cast<size_t>(moe.router.n_experts));
   for (int32_t e = 0; e < moe.router.n_experts; ++e)
     prefixes.push_back(fmt::format("{}mlp.experts.{}.", layer, e));
   add_mlp(moe.gate_up, moe.down, prefixes, experts);

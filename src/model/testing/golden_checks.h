@@ -57,7 +57,8 @@ inline double mean_kl(std::span<const float> logits, std::span<const float> refe
       total += std::exp(lp) * (lp - (q[i] - log_q));
     }
   }
-  const double mean = total / static_cast<double>(logits.size() / vocab);
+  const size_t n_rows = logits.size() / vocab;
+  const double mean = total / static_cast<double>(n_rows);
   return std::isnan(mean) ? INFINITY : mean;
 }
 
