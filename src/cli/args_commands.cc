@@ -248,7 +248,7 @@ void add_bench(CLI::App& command, BenchCommandOptions& bench) {
       "Every speed is shown beside what this machine was measured to allow.\n"
       "Examples:\n"
       "  exo bench tiny --prefill 64 --steps 8\n"
-      "  exo bench --random-weights deepseek-v2-lite --layers 2 --prefill 64 --steps 4 --json");
+      "  exo bench --random-weights deepseek-v2-lite --layers 2 --format int4 --prefill 64 --json");
 }
 
 }  // namespace

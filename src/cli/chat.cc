@@ -46,8 +46,7 @@ class Chat {
  public:
   Chat(const Context& context, const RunOptions& options, std::unique_ptr<Answerer> answerer,
        std::unique_ptr<LineEditor> lines)
-      : context_(context),
-        options_(options),
+      : options_(options),
         exo_(context.exo),
         answerer_(std::move(answerer)),
         lines_(std::move(lines)),
@@ -69,7 +68,6 @@ class Chat {
   bool answer();
   void tell(std::string_view text) { say(text); }
 
-  const Context& context_;
   RunOptions options_;
   ExoFlags exo_;
   std::unique_ptr<Answerer> answerer_;

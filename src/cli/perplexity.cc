@@ -175,6 +175,7 @@ Status perplexity_command(const Context& context, const PerplexityOptions& optio
 
   const InterruptScope interrupt;
   ProgressBar bar("scoring", ProgressBar::Unit::tokens, context.exo.disable_tui);
+  bar.update(0, ids.size());
   Scorer scorer(*ours.engine, reference ? reference->engine.get() : nullptr);
   const auto step = static_cast<size_t>(needs.context_tokens - 1);
   for (size_t begin = 0; begin < ids.size(); begin += step) {

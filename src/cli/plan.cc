@@ -27,10 +27,13 @@ std::string describe_plan(const PlannedModel& planned) {
   const model::HfConfig& config = plan.config;
   std::string text =
       fmt::format("{}: {}, {}\n", planned.location.name, config.model_type, layers_line(config));
-  text +=
-      fmt::format("  parameters      {} ({} with the MTP layer), {} active a token\n",
-                  format_count(config.n_parameters(false)), format_count(config.n_parameters(true)),
-                  format_count(config.n_active_parameters()));
+  const std::string with_mtp =
+      config.num_nextn_predict_layers > 0
+          ? fmt::format(" ({} with the MTP layer)", format_count(config.n_parameters(true)))
+          : "";
+  text += fmt::format("  parameters      {}{}, {} active a token\n",
+                      format_count(config.n_parameters(false)), with_mtp,
+                      format_count(config.n_active_parameters()));
   text += fmt::format("  weights         {} as {}\n", bytes_of(plan.weight_bytes),
                       plan.format.to_string());
   text += fmt::format("  cache           {} a token; {} for {} tokens\n",
