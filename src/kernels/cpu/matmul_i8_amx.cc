@@ -4,6 +4,7 @@
 #if defined(__x86_64__)
 #include "kernels/cpu/matmul_amx.h"
 #include "kernels/cpu/matmul_x86.h"
+#include "kernels/cpu/unpack_int4_avx512.h"
 
 namespace exo::kernels::cpu {
 namespace {
@@ -21,26 +22,6 @@ struct Int8 {
   }
 };
 
-// Of 16 outputs and one group: how (q ^ flip) * size - offset gives m * (q - 8) in bytes without a
-// carry from one byte to the next. A negative m counts q from the other end: -(q - 8) = (15 - q) -
-// 7.
-struct Multiplier {
-  __m512i flip, size, offset;
-};
-
-inline Multiplier multiplier(const uint8_t* m) {
-  alignas(64) static constexpr uint8_t kSpread[16] = {0, 0, 0, 0, 4,  4,  4,  4,
-                                                      8, 8, 8, 8, 12, 12, 12, 12};
-  const __m512i value = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m)));
-  const __m512i negative = _mm512_srai_epi32(value, 31), size = _mm512_abs_epi32(value);
-  const __m512i offset =
-      _mm512_sub_epi32(_mm512_slli_epi32(size, 3), _mm512_and_si512(size, negative));
-  const __m512i spread =
-      _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kSpread)));
-  return {_mm512_and_si512(negative, _mm512_set1_epi8(15)),
-          _mm512_or_si512(size, _mm512_slli_epi32(size, 16)), _mm512_shuffle_epi8(offset, spread)};
-}
-
 struct Int4 {
   static constexpr bool kInteger = true, kUnpacked = true, kScaled = false;
   static constexpr int64_t kSourceCols = 128, kSourceBytes = kInt4Tile, kTilesPerSource = 2;
@@ -49,24 +30,8 @@ struct Int4 {
     return tiles_of(w) + (block.panel + panel) * panel_stride(w, kSourceCols, kSourceBytes) +
            block.tile / 2 * kInt4Tile;
   }
-  // Lines 8 * half .. of a tile, to the same lines of two int8 tiles.
   static void unpack_half(const uint8_t* tile, int half, uint8_t* to) {
-    constexpr int kAndXor = 0x78;  // (a & b) ^ c in the order (c, a, b)
-    const Multiplier low = multiplier(tile + 16 * half), high = multiplier(tile + 32 + 16 * half);
-    const __m512i nibble = _mm512_set1_epi8(15);
-    tile += (1 + 8 * half) * kLine;
-    to += 8 * half * kLine;
-#pragma GCC unroll 8
-    for (int line = 0; line < 8; ++line) {
-      const __m512i q = _mm512_loadu_si512(tile + line * kLine);
-      const __m512i a = _mm512_ternarylogic_epi32(low.flip, q, nibble, kAndXor);
-      const __m512i b =
-          _mm512_ternarylogic_epi32(high.flip, _mm512_srli_epi16(q, 4), nibble, kAndXor);
-      _mm512_store_si512(to + line * kLine,
-                         _mm512_sub_epi8(_mm512_mullo_epi16(a, low.size), low.offset));
-      _mm512_store_si512(to + kTile + line * kLine,
-                         _mm512_sub_epi8(_mm512_mullo_epi16(b, high.size), high.offset));
-    }
+    unpack_int4_half(tile, half, to);
   }
 };
 

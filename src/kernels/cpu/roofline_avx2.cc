@@ -4,9 +4,6 @@
 #include "kernels/cpu/roofline_loops.h"
 
 namespace exo::kernels::cpu {
-namespace {
-constexpr int kChains = 12;
-}  // namespace
 
 uint64_t read_avx2(const std::byte* data, int64_t n_bytes) {
   constexpr int kStreams = 8;
@@ -32,33 +29,38 @@ uint64_t read_avx2(const std::byte* data, int64_t n_bytes) {
   return all;
 }
 
+// In assembly: compilers keep an array of sums in memory as soon as it is hidden from them.
+#define EXO_FMA(acc) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #acc "\n\t"
+#define EXO_MADD(product, acc)                \
+  "vpmaddwd %%ymm14, %%ymm15, %%ymm" #product \
+  "\n\t"                                      \
+  "vpaddd %%ymm" #product ", %%ymm" #acc ", %%ymm" #acc "\n\t"
+#define EXO_CLOBBERS                                                                       \
+  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", \
+      "xmm11", "xmm14", "xmm15"
+
 double fp32_loop_avx2(int64_t n) {
-  __m256 acc[kChains];
-  const __m256 a = _mm256_set1_ps(0.5f), b = _mm256_set1_ps(1.0f);
-  for (__m256& v : acc) v = b;
-  for (int64_t i = 0; i < n; ++i) {
-#pragma GCC unroll 12
-    for (__m256& v : acc) {
-      v = _mm256_fmadd_ps(v, a, b);
-      asm volatile("" : "+x"(v));
-    }
-  }
-  return kChains * 8 * 2;
+  asm volatile("vpxor %%ymm14, %%ymm14, %%ymm14\n\tvpxor %%ymm15, %%ymm15, %%ymm15" ::
+                   : "xmm14", "xmm15");
+  for (int64_t i = 0; i < n; ++i)
+    asm volatile(EXO_FMA(0) EXO_FMA(1) EXO_FMA(2) EXO_FMA(3) EXO_FMA(4) EXO_FMA(5) EXO_FMA(6)
+                     EXO_FMA(7) EXO_FMA(8) EXO_FMA(9) EXO_FMA(10) EXO_FMA(11)::
+                         : EXO_CLOBBERS);
+  return 12 * 8 * 2;
 }
 
+// Bytes widened to words: a multiply-add and an addition for 16 products.
 double int8_loop_avx2(int64_t n) {
-  __m256i acc[kChains];
-  const __m256i a = _mm256_set1_epi16(3);
-  for (__m256i& v : acc) v = a;
-  for (int64_t i = 0; i < n; ++i) {
-#pragma GCC unroll 12
-    for (__m256i& v : acc) {
-      v = _mm256_add_epi32(v, _mm256_madd_epi16(a, a));
-      asm volatile("" : "+x"(v));
-    }
-  }
-  return kChains * 16 * 2;
+  for (int64_t i = 0; i < n; ++i)
+    asm volatile(EXO_MADD(6, 0) EXO_MADD(7, 1) EXO_MADD(8, 2) EXO_MADD(9, 3) EXO_MADD(10, 4)
+                     EXO_MADD(11, 5)::
+                         : EXO_CLOBBERS);
+  return 6 * 16 * 2;
 }
+
+#undef EXO_FMA
+#undef EXO_MADD
+#undef EXO_CLOBBERS
 
 }  // namespace exo::kernels::cpu
 #endif
