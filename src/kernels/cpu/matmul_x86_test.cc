@@ -1,0 +1,168 @@
+// What matmul_test.cc's small shapes don't reach in the kernels written by hand: several passes of
+// rows, many K blocks and panel pairs, deep K, tasks that are a part of the panels and rows, and
+// every fp8 code.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cpu/matmul.h"
+#include "ops/testing/packed.h"
+
+namespace exo::kernels::cpu {
+namespace {
+
+using ops::testing::random_floats;
+using ops::testing::random_matrix;
+using ops::testing::TestContext;
+using ops::testing::TestMatrix;
+
+// One task on `isa`, into an output whose other places keep `before`.
+std::vector<float> run_task(Isa isa, const TestMatrix& w, const PackedRows& x, int64_t row_begin,
+                            int64_t n_rows, int64_t panel_begin, int64_t n_panels,
+                            bool accumulate = false) {
+  std::vector<float> out(static_cast<size_t>(n_rows * w.matrix.n_out), 3.0f);
+  const Buffer scratch = *Buffer::allocate(kMatmulScratchBytes);
+  find_matmul(isa, x.dtype, w.matrix.format)({.x = &x,
+                                              .row_begin = row_begin,
+                                              .n_rows = n_rows,
+                                              .w = &w.matrix,
+                                              .panel_begin = panel_begin,
+                                              .n_panels = n_panels,
+                                              .out = out.data() + panel_begin * kPanelRows,
+                                              .out_stride = w.matrix.n_out,
+                                              .accumulate = accumulate,
+                                              .scratch = scratch.data()});
+  return out;
+}
+
+struct Shape {
+  int64_t n_rows, n_out, n_in;
+};
+
+class MatmulX86 : public ::testing::TestWithParam<WeightFormat> {
+ protected:
+  WeightFormat format = GetParam();
+  DType activation = ops::activation_dtype(format, false);
+};
+
+TEST_P(MatmulX86, LargeShapesEqualPlainSums) {
+  const Shape shapes[] = {{70, 136, 1100}, {1100, 40, 200}, {600, 17, 2500}, {33, 50, 16500}};
+  for (const Shape& s : shapes) {
+    const TestMatrix w = random_matrix(format, s.n_out, s.n_in, 3, 128);
+    TestContext t(ops::reference_table());
+    const auto x = random_floats(s.n_rows * s.n_in, 4);
+    const PackedRows packed =
+        *ops::pack(make_view(x.data(), {s.n_rows, s.n_in}), activation, t.ctx);
+    std::vector<std::vector<float>> results;
+    for (Isa isa : supported_isas()) {
+      if (isa == Isa::reference) continue;
+      SCOPED_TRACE(std::string(to_string(isa)) + " rows " + std::to_string(s.n_rows));
+      results.push_back(run_task(isa, w, packed, 0, s.n_rows, 0, w.matrix.n_panels()));
+      // All instruction sets alike for integers; every row of a sample against a plain sum.
+      if (activation == DType::i8) {
+        ASSERT_EQ(results.back(), results.front());
+      }
+      for (int64_t i = 0; i < s.n_rows; i += s.n_rows / 7) {
+        for (int64_t n = 0; n < s.n_out; n += 3) {
+          double sum = 0, size = 0;
+          for (int64_t k = 0; k < s.n_in; ++k) {
+            const std::byte* line = packed.line(i, k / (activation == DType::i8 ? 64 : 32));
+            const double v = activation == DType::i8
+                                 ? static_cast<int8_t>(line[k % 64]) * packed.scales[i]
+                                 : to_f32(reinterpret_cast<const bf16*>(line)[k % 32]);
+            sum += v * w.at(n, k);
+            size += std::fabs(v * w.at(n, k));
+          }
+          ASSERT_NEAR(results.back()[static_cast<size_t>(i * s.n_out + n)], sum, size * 2e-5)
+              << i << "," << n;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(MatmulX86, APartOfTheRowsAndPanelsGivesThoseValuesAlone) {
+  const int64_t n_rows = 90, n_out = 107, n_in = 700;
+  const TestMatrix w = random_matrix(format, n_out, n_in, 5, 192);
+  TestContext t(ops::reference_table());
+  const auto x = random_floats(n_rows * n_in, 6);
+  const PackedRows packed = *ops::pack(make_view(x.data(), {n_rows, n_in}), activation, t.ctx);
+  for (Isa isa : supported_isas()) {
+    if (isa == Isa::reference) continue;
+    SCOPED_TRACE(to_string(isa));
+    const auto whole = run_task(isa, w, packed, 0, n_rows, 0, w.matrix.n_panels());
+    for (const auto& [row, rows] : {std::pair<int64_t, int64_t>{16, 74}, {32, 40}, {48, 20}}) {
+      const auto part = run_task(isa, w, packed, row, rows, 3, 4, true);
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t n = 0; n < n_out; ++n) {
+          const float got = part[static_cast<size_t>(i * n_out + n)];
+          if (n < 48) {
+            ASSERT_EQ(got, 3.0f) << "outside the task";
+          } else {
+            ASSERT_EQ(got, 3.0f + whole[static_cast<size_t>((row + i) * n_out + n)])
+                << i << "," << n;
+          }
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, MatmulX86,
+                         ::testing::Values(WeightFormat::bf16, WeightFormat::fp8,
+                                           WeightFormat::int8, WeightFormat::int4),
+                         [](const auto& p) { return std::string(to_string(p.param)); });
+
+// A row of x that picks one column gives the weight itself: each code, subnormal ones and zeros
+// too.
+TEST(MatmulFp8, EveryCodeIsWidenedExactly) {
+  TestMatrix w = random_matrix(WeightFormat::fp8, 16, 64, 7);
+  for (float& s : w.block_scales) s = 1.0f;
+  for (int first = 0; first < 256; first += 64) {
+    // Output 0's 64 columns are the codes first .. first + 63.
+    for (int k = 0; k < 64; ++k)
+      w.tiles.data()[k % 32 / 2 * 64 + k / 32 * 8 + k % 2] = static_cast<std::byte>(first + k);
+    for (int64_t n_rows : {64, 2}) {
+      std::vector<float> x(static_cast<size_t>(n_rows * 64), 0.0f);
+      for (int64_t k = 0; k < 64; ++k) {
+        const int code = first + static_cast<int>(k);
+        // A NaN weight makes every row's sum NaN: those codes go as 0 here.
+        if ((code & 127) == 127)
+          w.tiles.data()[k % 32 / 2 * 64 + k / 32 * 8 + k % 2] = std::byte{0};
+        if (k < n_rows) x[static_cast<size_t>(k * 64 + k)] = 1.0f;
+      }
+      TestContext t(ops::reference_table());
+      const PackedRows packed = *ops::pack(make_view(x.data(), {n_rows, 64}), DType::bf16, t.ctx);
+      for (Isa isa : supported_isas()) {
+        if (isa == Isa::reference) continue;
+        SCOPED_TRACE(to_string(isa));
+        const auto out = run_task(isa, w, packed, 0, n_rows, 0, 1);
+        for (int64_t k = 0; k < n_rows; ++k) {
+          const auto code = static_cast<uint8_t>(first + k);
+          const float expected = (code & 127) == 127 ? 0.0f : to_f32(f8_e4m3{code});
+          ASSERT_EQ(out[static_cast<size_t>(k * 16)], expected) << "code " << int{code};
+        }
+      }
+    }
+  }
+}
+
+TEST(MatmulFp8, ANanCodeGivesNan) {
+  TestMatrix w = random_matrix(WeightFormat::fp8, 16, 64, 8);
+  w.tiles.data()[0] = std::byte{0x7F};
+  for (int64_t n_rows : {1, 3, 40}) {
+    TestContext t(ops::reference_table());
+    const auto x = random_floats(n_rows * 64, 9);
+    const PackedRows packed = *ops::pack(make_view(x.data(), {n_rows, 64}), DType::bf16, t.ctx);
+    for (Isa isa : supported_isas()) {
+      if (isa == Isa::reference) continue;
+      const auto out = run_task(isa, w, packed, 0, n_rows, 0, 1);
+      EXPECT_TRUE(std::isnan(out[0])) << to_string(isa);
+      EXPECT_FALSE(std::isnan(out[1])) << to_string(isa);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace exo::kernels::cpu
