@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <limits>
 #include <map>
 #include <set>
 
@@ -222,6 +223,64 @@ TEST(Plan, JsonRoundTripAndTampering) {
     EXPECT_THAT(tampered("/limits", nullptr), HasSubstr("limits"));
     EXPECT_THAT(tampered("/stages", Json::array()), HasSubstr("stages: expected"));
   }
+}
+
+// Whatever a field is replaced with: an error, or a config that plans and comes back from JSON.
+TEST(Plan, AnyFieldOfConfigJsonMayBeAnything) {
+  const Json base = testing::read_json(golden_dir("v3_mtp") + "/config.json");
+  const std::vector<Json> values = {nullptr,
+                                    -1,
+                                    0,
+                                    1,
+                                    3,
+                                    7,
+                                    1e300,
+                                    0.5,
+                                    true,
+                                    "x",
+                                    Json::array(),
+                                    Json::array({1, "x"}),
+                                    Json::object(),
+                                    Json::object({{"type", "yarn"}}),
+                                    std::numeric_limits<uint64_t>::max(),
+                                    std::numeric_limits<int64_t>::min()};
+  int n_accepted = 0, n_refused = 0;
+  const auto check = [&](const Json& json) {
+    const Result<HfConfig> config = parse_config(json, "config.json");
+    if (!config.ok()) {
+      ++n_refused;
+      EXPECT_THAT(config.status().message(), HasSubstr("config.json"));
+      return;
+    }
+    ++n_accepted;
+    const Result<Plan> plan = plan_of(*config, "", {.max_context_tokens = 1});
+    ASSERT_TRUE(plan.ok()) << plan.status().message();
+    EXPECT_GT(plan->weight_bytes, 0);
+    const Result<Plan> back = plan_from_json(Json(plan_to_json(*plan)), "plan.json");
+    EXPECT_TRUE(back.ok()) << back.status().message();
+  };
+  for (const auto& [key, value] : base.items()) {
+    for (const Json& other : values) {
+      SCOPED_TRACE(key + " = " + other.dump());
+      Json json = base;
+      json[key] = other;
+      check(json);
+    }
+    Json without = base;
+    without.erase(key);
+    SCOPED_TRACE("no " + key);
+    check(without);
+  }
+  for (const auto& [key, value] : base["rope_scaling"].items()) {
+    for (const Json& other : values) {
+      SCOPED_TRACE("rope_scaling." + key + " = " + other.dump());
+      Json json = base;
+      json["rope_scaling"][key] = other;
+      check(json);
+    }
+  }
+  EXPECT_GT(n_accepted, 100);
+  EXPECT_GT(n_refused, 100);
 }
 
 TEST(Recipe, UsesEveryTensorOfTheCheckpointAndNoOther) {

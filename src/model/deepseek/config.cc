@@ -91,6 +91,9 @@ Status parse_router(const JsonObject& o, const std::string& where, const Default
                        o.integer_or("topk_group", std::min(d.topk_group, n_group), 1, n_group));
   EXO_ASSIGN_OR_RETURN(r.norm_topk_prob, o.boolean_or("norm_topk_prob", d.norm_topk_prob));
   EXO_ASSIGN_OR_RETURN(const double scale, o.number_or("routed_scaling_factor", 1.0));
+  if (!(scale > 0 && scale <= 1e6))
+    return invalid_argument(
+        fmt::format("{}: routed_scaling_factor is {}, expected in (0, 1e6]", where, scale));
   r.top_k = static_cast<int32_t>(top_k);
   r.n_group = static_cast<int32_t>(n_group);
   r.topk_group = static_cast<int32_t>(topk_group);
