@@ -276,7 +276,7 @@ int64_t head_linear_scratch_bytes(int64_t n_rows, int64_t n_heads, int64_t n_in,
                                   int n_threads);
 int64_t experts_scratch_bytes(int64_t n_tokens, int64_t top_k, int64_t n_experts,
                               int64_t hidden_size, int64_t n_inter, int64_t n_shared_inter,
-                              int n_threads);
+                              int n_threads, DType activation = DType::f32);
 int64_t mla_absorbed_scratch_bytes(int64_t n_rows, int64_t n_heads, int64_t kv_lora_rank,
                                    int64_t rope_dim, int n_threads);
 int64_t mla_expanded_scratch_bytes(int64_t n_rows, int64_t n_heads, int64_t qk_nope_head_dim,

@@ -60,8 +60,8 @@ DType activation_dtype(WeightFormat format, bool fp32_compute) {
   return DType::f32;
 }
 
-// The bounds below take the widest activation (f32) and add what every thread of a product may use;
-// scratch_test.cc holds each body to them.
+// The bounds below add what every thread of a product may use; where no activation is given they
+// take the widest (f32). The tests of kernels/ give every body exactly this much.
 int64_t linear_scratch_bytes(int n_threads) { return n_threads * kThreadScratchBytes; }
 
 int64_t select_experts_scratch_bytes(int64_t n_experts, int n_threads) {
@@ -77,16 +77,17 @@ int64_t head_linear_scratch_bytes(int64_t n_rows, int64_t, int64_t n_in, int64_t
 
 int64_t experts_scratch_bytes(int64_t n_tokens, int64_t top_k, int64_t n_experts,
                               int64_t hidden_size, int64_t n_inter, int64_t n_shared_inter,
-                              int n_threads) {
+                              int n_threads, DType activation) {
   const int64_t n_routed = n_tokens * top_k;
-  const auto rows = [](int64_t n, int64_t cols) {
-    // Each expert's rows are a PackedRows of its own: its scales and sums begin on new lines.
-    return packed_rows_bytes(DType::f32, n, cols) + packed_rows_bytes(DType::i8, n, cols);
+  const auto rows = [activation](int64_t n, int64_t cols) {
+    return packed_rows_bytes(activation, n, cols);
   };
   const int64_t hidden = rows(n_routed, n_inter) + rows(n_tokens, n_shared_inter) +
                          piece(n_routed * align_up(n_inter, 16) * 4) +
                          piece(n_tokens * align_up(n_shared_inter, 16) * 4);
-  const int64_t gathered = rows(n_routed, hidden_size);
+  // Each expert's rows, gathered and hidden, are PackedRows of their own: their scales and sums
+  // begin on new lines.
+  const int64_t gathered = rows(n_routed, hidden_size) + std::min(n_experts, n_routed) * 256;
   const int64_t lists = piece(n_routed * 16) + piece((n_experts + 2) * 512);
   // A scalar body's rows of one token.
   const int64_t widest = std::max(n_inter, n_shared_inter);

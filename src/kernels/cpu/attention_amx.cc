@@ -22,8 +22,7 @@ inline __m512 exp16(__m512 x) {
       _mm512_max_ps(_mm512_set1_ps(-288.0f), _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)));
   const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 r = _mm512_sub_ps(y, n);
-  __m512 p = _mm512_set1_ps(1.54035304e-4f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.33335581e-3f));
+  __m512 p = _mm512_set1_ps(1.33335581e-3f);
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.61812911e-3f));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.55041087e-2f));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40226507e-1f));
@@ -385,31 +384,82 @@ inline void expanded_scores(const ExpandedRowsAmx& r, const ExpandedScratch& s) 
   _tile_stored(3, s.scores + 48, 256);
 }
 
-// One row's scores to weights; returns the factor for what was summed before.
-inline float expanded_softmax(const float* scores, int64_t n_keys, float scale, SoftmaxState& state,
-                              std::byte* weights) {
-  const uint64_t seen = n_keys >= 64 ? ~uint64_t{0} : (uint64_t{1} << n_keys) - 1;
-  const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
-  __m512 x[4], top = _mm512_set1_ps(state.largest);
-  for (int i = 0; i < 4; ++i) {
-    const auto mask = static_cast<__mmask16>(seen >> (16 * i));
-    x[i] =
-        _mm512_mask_mul_ps(lowest, mask, _mm512_loadu_ps(scores + 16 * i), _mm512_set1_ps(scale));
-    top = _mm512_max_ps(x[i], top);
+// Word i of the result is what reduces row i: one pattern of pairs for every row, so that a row's
+// sum has the same bits in every place.
+template <typename Combine>
+inline __m512 reduce_rows(const __m512 (&rows)[16], Combine combine) {
+  __m512 a[8], b[4], c[2];
+  for (int i = 0; i < 8; ++i)  // words (i, i + 8, i, i + 8) in every lane
+    a[i] =
+        combine(_mm512_unpacklo_ps(rows[i], rows[i + 8]), _mm512_unpackhi_ps(rows[i], rows[i + 8]));
+  for (int i = 0; i < 4; ++i)  // words (i, i + 8, i + 4, i + 12)
+    b[i] = combine(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a[i]), _mm512_castps_pd(a[i + 4]))),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a[i]), _mm512_castps_pd(a[i + 4]))));
+  for (int i = 0; i < 2; ++i)  // lanes 0, 1 of i and lanes 2, 3 of i + 2
+    c[i] = combine(_mm512_shuffle_f32x4(b[i], b[i + 2], 0x44),
+                   _mm512_shuffle_f32x4(b[i], b[i + 2], 0xEE));
+  const __m512 d =
+      combine(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xDD));
+  // Lanes begin with the rows 0, 2, 1, 3, each followed by its neighbours at 8, 4 and 12.
+  const __m512i order = _mm512_set_epi32(15, 7, 11, 3, 13, 5, 9, 1, 14, 6, 10, 2, 12, 4, 8, 0);
+  return _mm512_permutexvar_ps(order, d);
+}
+
+struct Larger {
+  __m512 operator()(__m512 a, __m512 b) const { return _mm512_max_ps(a, b); }
+};
+struct Sum {
+  __m512 operator()(__m512 a, __m512 b) const { return _mm512_add_ps(a, b); }
+};
+
+// The keys that row i of a block sees, among columns 16 j ..
+inline __mmask16 seen_by(const ExpandedRowsAmx& r, int64_t i, int j) {
+  const int64_t n = r.n_keys + i;
+  const uint64_t seen = n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
+  return static_cast<__mmask16>(seen >> (16 * j));
+}
+
+// All rows' scores to weights; factors[i] is for what row i summed before. Rows beyond get zeros.
+inline void expanded_softmax(const ExpandedRowsAmx& r, const ExpandedScratch& s,
+                             float (&factors)[16]) {
+  const __m512 lowest = _mm512_set1_ps(-__builtin_inff()), scale = _mm512_set1_ps(r.scale);
+  alignas(64) float largest[16] = {}, sums[16] = {};
+  __m512 rows[16];
+  for (int64_t i = 0; i < 16; ++i) {
+    rows[i] = lowest;
+    if (i >= r.n_rows) continue;
+    largest[i] = r.softmax[i].largest;
+    sums[i] = r.softmax[i].sum;
+    for (int j = 0; j < 4; ++j) {
+      float* at = s.scores + 64 * i + 16 * j;
+      const __m512 x = _mm512_mask_mul_ps(lowest, seen_by(r, i, j), _mm512_load_ps(at), scale);
+      _mm512_store_ps(at, x);
+      rows[i] = _mm512_max_ps(x, rows[i]);
+    }
   }
-  const float largest = _mm512_reduce_max_ps(top);
-  __m512 sum = _mm512_setzero_ps();
-  for (int i = 0; i < 4; ++i) {
-    const auto mask = static_cast<__mmask16>(seen >> (16 * i));
-    x[i] = _mm512_maskz_mov_ps(mask, exp16(_mm512_sub_ps(x[i], _mm512_set1_ps(largest))));
-    sum = _mm512_add_ps(sum, x[i]);
+  const __m512 before = _mm512_load_ps(largest);
+  const __m512 now = _mm512_max_ps(reduce_rows(rows, Larger()), before);
+  const __m512 keep = exp16(_mm512_sub_ps(before, now));
+  _mm512_store_ps(largest, now);
+  _mm512_storeu_ps(factors, keep);
+  for (int64_t i = 0; i < 16; ++i) {
+    __m512 x[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                   _mm512_setzero_ps()};
+    for (int j = 0; j < 4 && i < r.n_rows; ++j) {
+      const __m512 score = _mm512_load_ps(s.scores + 64 * i + 16 * j);
+      const __m512 weight = exp16(_mm512_sub_ps(score, _mm512_set1_ps(largest[i])));
+      x[j] = _mm512_maskz_mov_ps(seen_by(r, i, j), weight);
+    }
+    _mm512_store_si512(s.weights + i * 128, bf16_line(x[0], x[1]));
+    _mm512_store_si512(s.weights + i * 128 + 64, bf16_line(x[2], x[3]));
+    rows[i] = _mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3]));
   }
-  _mm512_storeu_si512(weights, bf16_line(x[0], x[1]));
-  _mm512_storeu_si512(weights + 64, bf16_line(x[2], x[3]));
-  const float keep = _mm512_cvtss_f32(exp16(_mm512_set1_ps(state.largest - largest)));
-  state.sum = state.sum * keep + _mm512_reduce_add_ps(sum);
-  state.largest = largest;
-  return keep;
+  _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_load_ps(sums), keep, reduce_rows(rows, Sum())));
+  for (int64_t i = 0; i < r.n_rows; ++i) {
+    r.softmax[i].largest = largest[i];
+    r.softmax[i].sum = sums[i];
+  }
 }
 
 inline void scale_row(float* row, float factor, int64_t n) {
@@ -440,18 +490,10 @@ void expanded_rows_amx(const ExpandedRowsAmx& rows, std::byte* scratch) {
   configure_tiles();
   stores_before_tiles();
   expanded_scores(rows, s);
-  for (int64_t i = 0; i < 16; ++i) {
-    std::byte* weights = s.weights + i * 128;
-    if (i < rows.n_rows) {
-      const int64_t n = rows.n_keys + i < 64 ? rows.n_keys + i : 64;
-      const float keep =
-          expanded_softmax(s.scores + 64 * i, n, rows.scale, rows.softmax[i], weights);
-      scale_row(rows.sums + i * rows.value, keep, rows.value);
-    } else {
-      _mm512_storeu_si512(weights, _mm512_setzero_si512());
-      _mm512_storeu_si512(weights + 64, _mm512_setzero_si512());
-    }
-  }
+  alignas(64) float factors[16];
+  expanded_softmax(rows, s, factors);
+  for (int64_t i = 0; i < rows.n_rows; ++i)
+    scale_row(rows.sums + i * rows.value, factors[i], rows.value);
   stores_before_tiles();
   const int64_t half_bytes = rows.value / 16 * kTileBytes, stride = rows.value * 4;
   int64_t c = 0;

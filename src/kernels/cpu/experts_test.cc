@@ -70,7 +70,7 @@ std::vector<float> run(const ops::OpTable& table, const Layer& layer, const Toke
                        DType activation, int n_threads, int64_t begin, int64_t n) {
   const Shape& s = layer.shape;
   const int64_t scratch = ops::experts_scratch_bytes(n, s.top_k, s.n_experts, s.hidden, s.n_inter,
-                                                     s.n_shared, n_threads) +
+                                                     s.n_shared, n_threads, activation) +
                           ops::packed_rows_bytes(activation, n, s.hidden);
   TestContext t(table, n_threads, scratch);
   const auto x =

@@ -20,7 +20,7 @@ Status forward(const MlpConfig& config, const MlpWeights& weights, const TensorV
 int64_t scratch_bytes(const MlpConfig& config, int64_t n_tokens, int n_threads) {
   return ops::packed_rows_bytes(config.gate_up.activation, n_tokens, config.gate_up.n_in) +
          ops::experts_scratch_bytes(n_tokens, 0, 0, config.gate_up.n_in, 0, config.down.n_in,
-                                    n_threads);
+                                    n_threads, config.gate_up.activation);
 }
 
 }  // namespace mlp
@@ -109,7 +109,7 @@ int64_t scratch_bytes(const MoeConfig& c, int64_t n, int n_threads) {
   const int64_t experts =
       ops::packed_rows_bytes(c.gate_up.activation, n, hidden_size) +
       ops::experts_scratch_bytes(n, c.router.top_k, c.router.n_experts, hidden_size, c.down.n_in,
-                                 n_shared_inter, n_threads);
+                                 n_shared_inter, n_threads, c.gate_up.activation);
   const int64_t shared =
       c.shared ? tensor_bytes(n * hidden_size) + mlp::scratch_bytes(*c.shared, n, n_threads) : 0;
   return 2 * tensor_bytes(n * c.router.top_k) + std::max({gate, experts, shared});
