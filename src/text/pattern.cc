@@ -142,13 +142,6 @@ Result<std::string> translate_oniguruma(std::string_view pattern) {
   return Translator(pattern).run();
 }
 
-struct Pattern::Code {
-  pcre2_code* code = nullptr;
-  bool jit = false;
-  std::string text;  // as in the file, for errors
-  ~Code() { pcre2_code_free(code); }
-};
-
 struct Pattern::Scratch::Data {
   pcre2_match_data* match_data = nullptr;
   pcre2_match_context* context = nullptr;
@@ -157,6 +150,21 @@ struct Pattern::Scratch::Data {
     pcre2_match_data_free(match_data);
     pcre2_match_context_free(context);
     pcre2_jit_stack_free(jit_stack);
+  }
+};
+
+struct Pattern::Code {
+  pcre2_code* code = nullptr;
+  bool jit = false;
+  std::string text;  // as in the file, for errors
+  ~Code() { pcre2_code_free(code); }
+
+  int run(std::string_view subject, size_t from, const Scratch::Data& data) const {
+    const auto* begin = reinterpret_cast<PCRE2_SPTR>(subject.data());
+    if (jit)
+      return pcre2_jit_match(code, begin, subject.size(), from, 0, data.match_data, data.context);
+    return pcre2_match(code, begin, subject.size(), from, PCRE2_NO_UTF_CHECK, data.match_data,
+                       data.context);
   }
 };
 
@@ -173,11 +181,6 @@ Pattern::Scratch::Scratch(const Pattern& pattern) : data_(std::make_unique<Data>
   data_->context = pcre2_match_context_create(nullptr);
   if (data_->match_data == nullptr || data_->context == nullptr) throw std::bad_alloc();
   pcre2_set_heap_limit(data_->context, kHeapLimitKib);
-  // Without a stack of its own PCRE2 uses 32 KiB of the machine's, which is less but sound.
-  if (pattern.code_->jit) {
-    data_->jit_stack = pcre2_jit_stack_create(32 << 10, kMaxJitStackBytes, nullptr);
-    pcre2_jit_stack_assign(data_->context, nullptr, data_->jit_stack);
-  }
 }
 
 Result<Pattern> Pattern::compile(std::string_view pattern, bool literal) {
@@ -217,11 +220,13 @@ Result<Pattern::Match> Pattern::find(std::string_view text, size_t from, Scratch
   const uint64_t limit = kBaseMatchLimit + uint64_t{kStepsPerByte} * text.size();
   pcre2_set_match_limit(data.context, static_cast<uint32_t>(std::min<uint64_t>(
                                           limit, std::numeric_limits<uint32_t>::max())));
-  const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
-  const int n = code_->jit ? pcre2_jit_match(code_->code, subject, text.size(), from, 0,
-                                             data.match_data, data.context)
-                           : pcre2_match(code_->code, subject, text.size(), from,
-                                         PCRE2_NO_UTF_CHECK, data.match_data, data.context);
+  int n = code_->run(text, from, data);
+  // PCRE2 uses 32 KiB of the machine's stack until it is given one, which hardly any text needs.
+  if (n == PCRE2_ERROR_JIT_STACKLIMIT && data.jit_stack == nullptr) {
+    data.jit_stack = pcre2_jit_stack_create(64 << 10, kMaxJitStackBytes, nullptr);
+    pcre2_jit_stack_assign(data.context, nullptr, data.jit_stack);
+    n = code_->run(text, from, data);
+  }
   if (n == PCRE2_ERROR_NOMATCH) return Match{text.size(), text.size(), false};
   if (n < 0)
     return resource_exhausted(

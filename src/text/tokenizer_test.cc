@@ -1,9 +1,16 @@
 #include "text/tokenizer.h"
 
-#include <chrono>
+#include <atomic>
+#include <ctime>
+#include <functional>
+#include <thread>
 
 #include "base/utf8.h"
 #include "text/test_data.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define EXO_SANITIZED
+#endif
 
 namespace exo::text {
 namespace {
@@ -58,6 +65,131 @@ TEST(TokenizerGoldens, TestVectorsOfAllSevenFolders) {
       expect_ids(tokenizer, row["text"], row["ids"]);
       EXPECT_EQ(tokenizer.decode(row["ids"].get<Ids>(), false), row["text"]);
     }
+  }
+}
+
+TEST(Tokenizer, KnowsItsIds) {
+  const Tokenizer& v3 = shared_tokenizer("deepseek-v3");
+  EXPECT_EQ(v3.n_ids(), 128815);
+  EXPECT_EQ(v3.bos_id(), 0);
+  EXPECT_EQ(v3.eos_id(), 1);
+  EXPECT_TRUE(v3.config().add_bos_token);
+  EXPECT_TRUE(v3.is_special(0));
+  EXPECT_FALSE(v3.is_special(128803));  // <｜User｜> stays in the text
+  EXPECT_FALSE(v3.is_special(128805 + 100));
+  EXPECT_EQ(v3.id_of("<｜User｜>"), 128803);
+  EXPECT_EQ(v3.id_of("Hello"), 19923);
+  EXPECT_EQ(v3.id_of("Hello, world, and more"), std::nullopt);
+  EXPECT_EQ(v3.token_bytes(19923), "Hello");
+  EXPECT_EQ(v3.token_bytes(0), "<｜begin▁of▁sentence｜>");
+  EXPECT_EQ(v3.token_bytes(-1), "");
+  EXPECT_EQ(v3.token_bytes(128815), "");
+
+  const Ids undefined = v3.undefined_ids(129280);
+  ASSERT_EQ(undefined.size(), 465u);
+  EXPECT_EQ(undefined.front(), 128815);
+  EXPECT_EQ(undefined.back(), 129279);
+  EXPECT_TRUE(shared_tokenizer("deepseek-v4").undefined_ids(129280).empty());
+
+  const Tokenizer& r1 = shared_tokenizer("deepseek-r1");  // has no tokenizer_config.json
+  EXPECT_EQ(r1.bos_id(), 0);
+  EXPECT_EQ(r1.eos_id(), 1);
+  EXPECT_FALSE(r1.config().chat_template.has_value());
+  EXPECT_EQ(r1.id_of("<think>"), 128798);
+  EXPECT_EQ(shared_tokenizer("deepseek-v2").bos_id(), 100000);
+}
+
+TEST(Tokenizer, LoadsAFileAsWellAsAFolder) {
+  const auto tokenizer =
+      Tokenizer::load(shared_path("facts/tokenizers/deepseek-v2/tokenizer.json"));
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  EXPECT_TRUE(tokenizer->config().chat_template.has_value());
+  const auto missing = Tokenizer::load(shared_path("facts/tokenizers"));
+  ASSERT_FALSE(missing.ok());
+  EXPECT_NE(missing.status().message().find("tokenizer.json"), std::string::npos);
+}
+
+TEST(Tokenizer, IllFormedTextIsReadAsReplacementCharacters) {
+  const Tokenizer& tokenizer = shared_tokenizer("deepseek-v3");
+  for (const auto& [broken, repaired] :
+       {std::pair("a\xff"
+                  "b",
+                  "a\ufffd"
+                  "b"),
+        std::pair("\xe4\xb8", "\ufffd"), std::pair("\xed\xa0\x80", "\ufffd\ufffd\ufffd"),
+        std::pair("<\xc0<think>", "<\ufffd<think>")}) {
+    const auto got = tokenizer.encode(broken), want = tokenizer.encode(repaired);
+    ASSERT_TRUE(got.ok() && want.ok());
+    EXPECT_EQ(*got, *want);
+  }
+  const std::string nul("a\0b", 3);
+  EXPECT_EQ(tokenizer.decode(*tokenizer.encode(nul), false), nul);
+}
+
+TEST(Tokenizer, ServesSeveralThreads) {
+  const Tokenizer& tokenizer = shared_tokenizer("deepseek-v3");
+  const std::string text = "Once upon a time, in 1984, 中文 and more…\n";
+  const Ids want = *tokenizer.encode(text);
+  std::vector<std::thread> threads;
+  std::atomic<int> n_equal = 0;
+  for (int i = 0; i < 4; ++i)
+    threads.emplace_back([&] {
+      for (int k = 0; k < 50; ++k)
+        if (*tokenizer.encode(text) == want && tokenizer.decode(want, false) == text) ++n_equal;
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(n_equal, 200);
+}
+
+// Processor time of this process: other programs on the machine hardly count.
+double seconds_of(const std::function<void()>& work) {
+  const std::clock_t begin = std::clock();
+  work();
+  return static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
+}
+
+// A megabyte takes 0.04 to 0.4 s, some ten times as much under a sanitizer; quadratic time would be
+// hours.
+TEST(TokenizerSpeed, HostileTextIsNearLinear) {
+  constexpr double kLimitSeconds = 30;
+  constexpr size_t kBytes = 1'000'000;
+  const std::pair<const char*, const char*> cases[] = {
+      {"deepseek-v3", "a"},    {"deepseek-v3", " "},   {"deepseek-v3", "7"},
+      {"deepseek-v3", "中"},   {"deepseek-v3", "\n "}, {"deepseek-v3", "a 7中!\xcc\x81<"},
+      {"deepseek-v3", "\xff"}, {"deepseek-v2", "a"},   {"deepseek-v2", " "},
+      {"deepseek-v2", "7"}};
+  for (const auto& [folder, unit] : cases) {
+    const Tokenizer& tokenizer = shared_tokenizer(folder);
+    std::string text;
+    while (text.size() < kBytes) text += unit;
+    text += "1";
+    size_t n_ids = 0;
+    const double seconds = seconds_of([&] {
+      const auto ids = tokenizer.encode(text);
+      ASSERT_TRUE(ids.ok()) << ids.status().message();
+      n_ids = ids->size();
+      EXPECT_EQ(tokenizer.decode(*ids, false), replace_invalid_utf8(text));
+    });
+    std::printf("%s, 1 MB of %s: %.2f s, %zu ids\n", folder,
+                Json(replace_invalid_utf8(unit)).dump().c_str(), seconds, n_ids);
+    EXPECT_LT(seconds, kLimitSeconds);
+  }
+}
+
+TEST(TokenizerSpeed, English) {
+  const auto text = read_file(shared_path("corpus/the-blue-fairy-book.txt"), 1 << 20);
+  ASSERT_TRUE(text.ok()) << text.status().message();
+  for (const char* folder : {"deepseek-v3", "deepseek-v2"}) {
+    const Tokenizer& tokenizer = shared_tokenizer(folder);
+    Ids ids;
+    const double seconds = seconds_of([&] { ids = *tokenizer.encode(*text); });
+    const double mb_per_s = static_cast<double>(text->size()) / 1e6 / seconds;
+    std::printf("%s: %.1f MB/s on English (%zu bytes, %zu ids)\n", folder, mb_per_s, text->size(),
+                ids.size());
+    EXPECT_EQ(tokenizer.decode(ids, false), *text);
+#if defined(NDEBUG) && defined(__OPTIMIZE__) && !defined(EXO_SANITIZED)
+    EXPECT_GE(mb_per_s, 2.0);
+#endif
   }
 }
 
