@@ -181,6 +181,33 @@ def piped(home, model):
     assert out == again and out, (out, again)
 
 
+def shipped_chat(home):
+    """The model that comes with exo: it reasons, and the template drops that from the history."""
+    flags = ["run", "tiny", "--greedy", "--max-generate-tokens", "80"]
+    t = Terminal(home, *flags)
+    t.read_until(">>> ")
+    shown = t.say("What is your name?", ">>> ")
+    assert "\x1b[2m" in shown and "\x1b[0m" in shown, f"reasoning is not dimmed: {shown!r}"
+    assert "<think>" not in shown and "</think>" not in shown, shown
+    assert len(shown.split("\x1b[0m")[1].strip()) > 5, f"no answer: {shown!r}"
+    t.say("/stats", "end of answer")
+    t.read_until(">>> ")
+    t.say("And who made you?", ">>> ")
+    assert int(re.search(r"\((\d+) kept\)", t.say("/stats", "context:")).group(1)) > 5
+    t.read_until(">>> ")
+    t.say("/set hide_thinking on", "(hide_thinking is on)")
+    t.read_until(">>> ")
+    hidden = t.say("/regenerate", ">>> ")
+    assert "(thinking ...)" in hidden and "\x1b[2m" not in hidden, hidden
+    t.type(CTRL_D)
+    assert t.end() == 0
+    # The same turns through a pipe give the same text without colours, tags where they were.
+    plain, _ = home.exo(*flags, stdin=b"What is your name?\n")
+    assert "\x1b" not in plain and "<think>" in plain and "</think>" in plain, plain
+    once, _ = home.exo(*flags, "--prompt", "What is your name?")
+    assert once == plain, (once, plain)
+
+
 def thinking(home):
     out, _ = home.exo("run", "--inference-engine", "dummy", "--prompt", "x")
     assert out == "dummy: x\n"
@@ -207,7 +234,7 @@ with Home() as home:
                                              "<｜Assistant｜>", "<think>", "</think>"])
     model = GOLDENS / "v3_bf16"
     home.exo("convert", model)
-    for part in (echo_chat, thinking):
+    for part in (echo_chat, thinking, shipped_chat):
         part(home)
     for part in (model_chat, full_context, piped):
         part(home, model)

@@ -209,7 +209,7 @@ void add_verify(CLI::App& command, VerifyOptions& verify) {
       "Compares logits and inner tensors, layer by layer, and names the first place that parts.\n"
       "tools/make_reference.py makes a reference with transformers. Default: --compute fp32.\n"
       "Examples:\n"
-      "  exo verify tiny --reference models/tiny/reference.safetensors");
+      "  exo verify tiny --reference reference.safetensors");
 }
 
 void add_random_checkpoint(CLI::App& command, RandomCheckpointOptions& random) {

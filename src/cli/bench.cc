@@ -63,10 +63,10 @@ Result<LoadedModel> load_random(const Context& context, const BenchCommandOption
   planned.location.name = fmt::format("{} of random weights, {} layers", options.random_weights,
                                       plan.config.num_hidden_layers);
   if (!hub::file_exists(planned.cache_folder + "/weights.json")) {
+    const std::string name = fmt::format("random:{}", options.random_weights);
     say(fmt::format("exo: writing {} into {} (`exo models rm {}` removes it)",
-                    planned.location.name, planned.cache_folder, options.random_weights));
-    EXO_RETURN_IF_ERROR(
-        hub::record_source(planned.cache_folder, options.random_weights, format, "random weights"));
+                    planned.location.name, planned.cache_folder, name));
+    EXO_RETURN_IF_ERROR(hub::record_source(planned.cache_folder, name, format, "random weights"));
     ThreadPool pool(plan.limits.n_threads);
     ProgressBar bar("writing", ProgressBar::Unit::bytes, context.exo.disable_tui);
     EXO_RETURN_IF_ERROR(model::write_random_cache(
