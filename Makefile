@@ -1,5 +1,5 @@
 # The short way to everything; `make help` lists it. CMake does the work (CMakePresets.json).
-export PROMPT ?= Once upon a time
+export PROMPT ?= What is 12 + 30?
 PREFIX ?= /usr/local
 # Of each fuzz target, in seconds.
 FUZZ_SECONDS ?= 30

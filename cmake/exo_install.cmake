@@ -42,15 +42,16 @@ endfunction()
 # Everything else; called once, after the rooms and the program.
 function(exo_install)
   install(TARGETS exo RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT exo)
-  if(EXISTS ${CMAKE_SOURCE_DIR}/models/tiny)
-    install(DIRECTORY ${CMAKE_SOURCE_DIR}/models/tiny DESTINATION ${CMAKE_INSTALL_DATADIR}/exo/models COMPONENT exo)
-  endif()
+  install(DIRECTORY ${CMAKE_SOURCE_DIR}/models/tiny DESTINATION ${CMAKE_INSTALL_DATADIR}/exo/models COMPONENT exo)
 
   exo_install_cli_docs()
   # What Debian asks of a package: licence and changes.
-  install(FILES ${CMAKE_SOURCE_DIR}/packaging/copyright DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/exo COMPONENT exo)
-  install(FILES ${CMAKE_SOURCE_DIR}/packaging/copyright DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/exo-dev
-          COMPONENT exo-dev)
+  execute_process(COMMAND gzip -9nc ${CMAKE_SOURCE_DIR}/packaging/changelog
+                  OUTPUT_FILE ${CMAKE_BINARY_DIR}/changelog.gz COMMAND_ERROR_IS_FATAL ANY)
+  foreach(package exo exo-dev)
+    install(FILES ${CMAKE_SOURCE_DIR}/packaging/copyright ${CMAKE_BINARY_DIR}/changelog.gz
+            DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/${package} COMPONENT ${package})
+  endforeach()
 
   set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/exo)
   install(EXPORT exoTargets NAMESPACE exo:: DESTINATION ${package_dir} COMPONENT exo-dev)
