@@ -58,7 +58,7 @@ struct Fp8 {
 
 // Weights are streamed from memory while few rows are computed: a line is asked for this many bytes
 // before its use.
-constexpr int64_t kPrefetch = 4096;
+constexpr int64_t kPrefetch = 2048;
 
 inline __m512bh as_bf16(__m512i v) { return reinterpret_cast<__m512bh>(v); }
 
@@ -75,58 +75,76 @@ inline __attribute__((always_inline)) void add_line(__m512i line, const uint8_t*
     acc[r] = _mm512_dpbf16_ps(acc[r], as_bf16(line), broadcast_pair(x + r * kLine));
 }
 
-// R rows of one row tile with all panels of the task, each weight byte read once.
-template <int R, bool kFp8>
-void rows_of_tile(const MatmulTask& task) {
-  constexpr int kChains = R == 1 ? 4 : 2;
+// R rows of one row tile with P panels: several streams at once find more of the memory's bandwidth
+// than one.
+template <int R, int P, bool kFp8>
+inline void rows_of_panels(const MatmulTask& task, int64_t panel) {
+  constexpr int kChains = R == 1 ? 4 : 2;  // whatever P: a panel gives the same bits in any company
   const PackedMatrix& w = *task.w;
   const RowTile tile = row_tile(*task.x, task.row_begin);
-  const int64_t cols = kFp8 ? 64 : 32, n_tiles = ceil_of(w.n_in, cols);
+  const int64_t cols = kFp8 ? 64 : 32, n_tiles = ceil_of(w.n_in, cols), stride = n_tiles * kTile;
+  const int64_t n_k_blocks = kFp8 ? ceil_of(w.n_in, w.k_block) : 0;
   const Fp8Widener widener;
-  for (int64_t p = task.panel_begin; p < task.panel_begin + task.n_panels; ++p) {
-    const uint8_t* line = tiles_of(w) + p * n_tiles * kTile;
-    const uint8_t* x = tile.data;
-    __m512 total[R], acc[kChains][R];
+  const uint8_t* line = tiles_of(w) + panel * stride;
+  const uint8_t* x = tile.data;
+  __m512 total[P][R], acc[kChains][P][R];
+  for (int p = 0; p < P; ++p) {
     for (int r = 0; r < R; ++r) {
-      total[r] = _mm512_setzero_ps();
-      for (int c = 0; c < kChains; ++c) acc[c][r] = _mm512_setzero_ps();
+      total[p][r] = _mm512_setzero_ps();
+      for (int c = 0; c < kChains; ++c) acc[c][p][r] = _mm512_setzero_ps();
     }
-    for (int64_t t = 0; t < n_tiles; ++t) {
+  }
+  for (int64_t t = 0; t < n_tiles; ++t) {
 #pragma GCC unroll 16
-      for (int j = 0; j < 16; ++j, line += kLine) {
-        _mm_prefetch(reinterpret_cast<const char*>(line + kPrefetch), _MM_HINT_T0);
-        const __m512i v = _mm512_loadu_si512(line);
+    for (int j = 0; j < 16; ++j, line += kLine) {
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        _mm_prefetch(reinterpret_cast<const char*>(line + p * stride + kPrefetch), _MM_HINT_T0);
+        const __m512i v = _mm512_loadu_si512(line + p * stride);
         if constexpr (kFp8) {
           __m512i first, second;
           widener.widen(v, &first, &second);
-          add_line<R>(first, x + j * 4, acc[j * 2 % kChains]);
-          add_line<R>(second, x + tile.step + j * 4, acc[(j * 2 + 1) % kChains]);
+          add_line<R>(first, x + j * 4, acc[j * 2 % kChains][p]);
+          add_line<R>(second, x + tile.step + j * 4, acc[(j * 2 + 1) % kChains][p]);
         } else {
-          add_line<R>(v, x + j * 4, acc[j % kChains]);
+          add_line<R>(v, x + j * 4, acc[j % kChains][p]);
         }
-      }
-      x += (kFp8 ? 2 : 1) * tile.step;
-      const int64_t end = (t + 1) * cols;
-      if (t + 1 < n_tiles && (!kFp8 || end % w.k_block != 0)) continue;
-      const __m512 scale = _mm512_set1_ps(
-          kFp8 ? w.block_scales[p * ceil_of(w.n_in, w.k_block) + (end - 1) / w.k_block] : 1.0f);
-      for (int r = 0; r < R; ++r) {
-        __m512 sum = acc[0][r];
-        acc[0][r] = _mm512_setzero_ps();
-        for (int c = 1; c < kChains; ++c) {
-          sum = _mm512_add_ps(sum, acc[c][r]);
-          acc[c][r] = _mm512_setzero_ps();
-        }
-        total[r] = _mm512_fmadd_ps(sum, scale, total[r]);
       }
     }
-    const __mmask16 mask = output_mask(w, p);
-    for (int r = 0; r < R; ++r) {
-      float* out = task.out + r * task.out_stride + (p - task.panel_begin) * kPanelRows;
-      if (task.accumulate) total[r] = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), total[r]);
-      _mm512_mask_storeu_ps(out, mask, total[r]);
+    x += (kFp8 ? 2 : 1) * tile.step;
+    const int64_t end = (t + 1) * cols;
+    if (t + 1 < n_tiles && (!kFp8 || end % w.k_block != 0)) continue;
+    for (int p = 0; p < P; ++p) {
+      const __m512 scale = _mm512_set1_ps(
+          kFp8 ? w.block_scales[(panel + p) * n_k_blocks + (end - 1) / w.k_block] : 1.0f);
+      for (int r = 0; r < R; ++r) {
+        __m512 sum = acc[0][p][r];
+        acc[0][p][r] = _mm512_setzero_ps();
+        for (int c = 1; c < kChains; ++c) {
+          sum = _mm512_add_ps(sum, acc[c][p][r]);
+          acc[c][p][r] = _mm512_setzero_ps();
+        }
+        total[p][r] = _mm512_fmadd_ps(sum, scale, total[p][r]);
+      }
     }
   }
+  for (int p = 0; p < P; ++p) {
+    const __mmask16 mask = output_mask(w, panel + p);
+    for (int r = 0; r < R; ++r) {
+      float* out = task.out + r * task.out_stride + (panel + p - task.panel_begin) * kPanelRows;
+      if (task.accumulate)
+        total[p][r] = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), total[p][r]);
+      _mm512_mask_storeu_ps(out, mask, total[p][r]);
+    }
+  }
+}
+
+template <int R, bool kFp8>
+void rows_of_tile(const MatmulTask& task) {
+  const int64_t end = task.panel_begin + task.n_panels;
+  int64_t panel = task.panel_begin;
+  for (; panel + 2 <= end; panel += 2) rows_of_panels<R, 2, kFp8>(task, panel);
+  if (panel < end) rows_of_panels<R, 1, kFp8>(task, panel);
 }
 
 template <bool kFp8>

@@ -5,6 +5,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "kernels/cpu/matmul_layout.h"
 #include "kernels/cpu/matmul_x86.h"
 #include "kernels/cpu/unpack_int4_avx512.h"
@@ -14,7 +16,7 @@ namespace {
 
 // Weights are streamed from memory while few rows are computed: a line is asked for this many bytes
 // before its use. The hardware's own streamer stops at each 4 KiB page.
-constexpr int64_t kPrefetch = 4096;
+constexpr int64_t kPrefetch = 2048;
 
 inline __m512i broadcast4(const uint8_t* p) {
   int32_t v;
@@ -39,33 +41,42 @@ inline int32_t row_sum(const uint8_t* line, int64_t step, int64_t n_tiles) {
   return _mm512_reduce_add_epi32(sum);
 }
 
-// R rows from x (a row tile's line of its first row) with one panel of int8.
-template <int R>
-inline void int8_panel(const uint8_t* x, int64_t step, const uint8_t* w, int64_t n_tiles,
-                       const int32_t* correction, __m512i* sums) {
-  // One row alone needs several chains of additions to hide their latency.
-  constexpr int kChains = R == 1 ? 4 : R <= 3 ? 2 : 1;
+// R rows from x (a row tile's line of its first row) with P panels of int8, `stride` bytes apart:
+// several streams at once find more of the memory's bandwidth than one.
+template <int R, int P>
+inline void int8_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_t stride,
+                        int64_t n_tiles, const int32_t* correction, __m512i (*sums)[R]) {
+  // Few sums need several chains of additions to hide their latency.
+  constexpr int kChains = R * P == 1 ? 4 : R * P <= 3 ? 2 : 1;
   const __m512i flip = _mm512_set1_epi8(-128);
-  __m512i acc[kChains][R];
+  __m512i acc[kChains][P][R];
   for (int c = 0; c < kChains; ++c) {
-    for (int r = 0; r < R; ++r) acc[c][r] = _mm512_setzero_si512();
+    for (int p = 0; p < P; ++p) {
+      for (int r = 0; r < R; ++r) acc[c][p][r] = _mm512_setzero_si512();
+    }
   }
   for (int64_t t = 0; t < n_tiles; ++t) {
 #pragma GCC unroll 16
     for (int line = 0; line < 16; ++line) {
-      _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch + line * kLine), _MM_HINT_T0);
-      const __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(w + line * kLine), flip);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        const uint8_t* at = w + p * stride + line * kLine;
+        _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetch), _MM_HINT_T0);
+        const __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(at), flip);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
-        acc[line % kChains][r] = _mm512_dpbusd_epi32(acc[line % kChains][r], weights,
-                                                     broadcast4(x + r * kLine + line * 4));
+        for (int r = 0; r < R; ++r)
+          acc[line % kChains][p][r] = _mm512_dpbusd_epi32(acc[line % kChains][p][r], weights,
+                                                          broadcast4(x + r * kLine + line * 4));
+      }
     }
     w += kTile;
     x += step;
   }
-  for (int r = 0; r < R; ++r) {
-    for (int c = 1; c < kChains; ++c) acc[0][r] = _mm512_add_epi32(acc[0][r], acc[c][r]);
-    sums[r] = _mm512_add_epi32(acc[0][r], _mm512_set1_epi32(correction[r]));
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) {
+      for (int c = 1; c < kChains; ++c) acc[0][p][r] = _mm512_add_epi32(acc[0][p][r], acc[c][p][r]);
+      sums[p][r] = _mm512_add_epi32(acc[0][p][r], _mm512_set1_epi32(correction[r]));
+    }
   }
 }
 
@@ -80,44 +91,58 @@ inline void multiplier_pairs(const uint8_t* tile, __m512i* pairs) {
   pairs[1] = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(m, 1));
 }
 
-// R rows with one panel of int4. offsets: -8 * the group's activation sum, [R][n_groups].
-template <int R>
-inline void int4_panel(const uint8_t* x, int64_t step, const uint8_t* w, int64_t n_tiles,
-                       const int32_t* offsets, int64_t n_groups, __m512i* sums) {
+// R rows with P panels of int4. offsets: -8 * the group's activation sum, [R][n_groups].
+template <int R, int P>
+inline void int4_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_t stride,
+                        int64_t n_tiles, const int32_t* offsets, int64_t n_groups,
+                        __m512i (*sums)[R]) {
   const __m512i low = _mm512_set1_epi8(15);
-  for (int r = 0; r < R; ++r) sums[r] = _mm512_setzero_si512();
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) sums[p][r] = _mm512_setzero_si512();
+  }
   for (int64_t t = 0; t < n_tiles; ++t) {
-    __m512i pairs[2];
-    multiplier_pairs(w, pairs);
-    _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch), _MM_HINT_T0);
+    __m512i pairs[P][2];
+    for (int p = 0; p < P; ++p) {
+      multiplier_pairs(w + p * stride, pairs[p]);
+      _mm_prefetch(reinterpret_cast<const char*>(w + p * stride + kPrefetch), _MM_HINT_T0);
+    }
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      __m512i a[R], b[R];
+      __m512i a[P][R], b[P][R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        a[r] = _mm512_set1_epi32(offsets[r * n_groups + half]);
-        b[r] = _mm512_set1_epi32(offsets[r * n_groups + half + 2]);
+        for (int p = 0; p < P; ++p) {
+          a[p][r] = _mm512_set1_epi32(offsets[r * n_groups + half]);
+          b[p][r] = _mm512_set1_epi32(offsets[r * n_groups + half + 2]);
+        }
       }
 #pragma GCC unroll 8
       for (int i = 0; i < 8; ++i) {
         const int line = half * 8 + i;
-        _mm_prefetch(reinterpret_cast<const char*>(w + kPrefetch + (line + 1) * kLine),
-                     _MM_HINT_T0);
-        const __m512i q = _mm512_loadu_si512(w + (line + 1) * kLine);
-        const __m512i qa = _mm512_and_si512(q, low);
-        const __m512i qb = _mm512_and_si512(_mm512_srli_epi16(q, 4), low);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+          const uint8_t* at = w + p * stride + (line + 1) * kLine;
+          _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetch), _MM_HINT_T0);
+          const __m512i q = _mm512_loadu_si512(at);
+          const __m512i qa = _mm512_and_si512(q, low);
+          const __m512i qb = _mm512_and_si512(_mm512_srli_epi16(q, 4), low);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          a[r] = _mm512_dpbusd_epi32(a[r], qa, broadcast4(x + r * kLine + line * 4));
-          b[r] = _mm512_dpbusd_epi32(b[r], qb, broadcast4(x + step + r * kLine + line * 4));
+          for (int r = 0; r < R; ++r) {
+            a[p][r] = _mm512_dpbusd_epi32(a[p][r], qa, broadcast4(x + r * kLine + line * 4));
+            b[p][r] = _mm512_dpbusd_epi32(b[p][r], qb, broadcast4(x + step + r * kLine + line * 4));
+          }
         }
       }
       // A group's sum of q * x has at most 32 * 8 * 127 = 32512, a word: both groups times their
       // multipliers are one multiply-add of words.
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const __m512i both = _mm512_mask_blend_epi16(0xAAAAAAAA, a[r], _mm512_slli_epi32(b[r], 16));
-        sums[r] = _mm512_dpwssd_epi32(sums[r], both, pairs[half]);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+          const __m512i both =
+              _mm512_mask_blend_epi16(0xAAAAAAAA, a[p][r], _mm512_slli_epi32(b[p][r], 16));
+          sums[p][r] = _mm512_dpwssd_epi32(sums[p][r], both, pairs[p][half]);
+        }
       }
     }
     offsets += 4;
@@ -146,20 +171,30 @@ void few_rows(const MatmulTask& task, int64_t row) {
       offsets[r] = -128 * row_sum(x + r * kLine, tile.step, n_tiles);
     }
   }
-  for (int64_t p = task.panel_begin; p < task.panel_begin + task.n_panels; ++p) {
-    __m512i sums[R];
-    if (kInt4) {
-      int4_panel<R>(x, tile.step, tiles_of(w) + p * stride, n_tiles, offsets, n_groups, sums);
+  // What one panel, or several at once, add up.
+  const auto run = [&]<int P>(int64_t panel, std::integral_constant<int, P>) {
+    __m512i sums[P][R];
+    const uint8_t* from = tiles_of(w) + panel * stride;
+    if constexpr (kInt4) {
+      int4_panels<R, P>(x, tile.step, from, stride, n_tiles, offsets, n_groups, sums);
     } else {
-      int8_panel<R>(x, tile.step, tiles_of(w) + p * stride, n_tiles, offsets, sums);
+      int8_panels<R, P>(x, tile.step, from, stride, n_tiles, offsets, sums);
     }
-    const __m512 row_scales = _mm512_loadu_ps(w.row_scales + p * kPanelRows);
-    float* out =
-        task.out + (row - task.row_begin) * task.out_stride + (p - task.panel_begin) * kPanelRows;
-    for (int r = 0; r < R; ++r)
-      store_row(out + r * task.out_stride, sums[r], task.x->scales[row + r], row_scales,
-                output_mask(w, p), task.accumulate);
-  }
+    for (int p = 0; p < P; ++p) {
+      const __m512 row_scales = _mm512_loadu_ps(w.row_scales + (panel + p) * kPanelRows);
+      float* out = task.out + (row - task.row_begin) * task.out_stride +
+                   (panel + p - task.panel_begin) * kPanelRows;
+      for (int r = 0; r < R; ++r)
+        store_row(out + r * task.out_stride, sums[p][r], task.x->scales[row + r], row_scales,
+                  output_mask(w, panel + p), task.accumulate);
+    }
+  };
+  constexpr int kStreams = R <= 4 ? 2 : 1;
+  const int64_t end = task.panel_begin + task.n_panels;
+  int64_t panel = task.panel_begin;
+  for (; panel + kStreams <= end; panel += kStreams)
+    run(panel, std::integral_constant<int, kStreams>());
+  for (; panel < end; ++panel) run(panel, std::integral_constant<int, 1>());
 }
 
 template <bool kInt4>
