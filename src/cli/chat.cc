@@ -154,10 +154,12 @@ Chat::Next Chat::command(const std::string& line) {
              : status.message());
   } else if (name == "/load") {
     auto loaded = Conversation::load(arguments);
-    if (loaded.ok()) conversation_ = *std::move(loaded);
-    tell(loaded.ok()
-             ? fmt::format("({} messages from {})", conversation_.messages.size(), arguments)
-             : loaded.status().message());
+    if (loaded.ok()) {
+      conversation_ = *std::move(loaded);
+      tell(fmt::format("({} messages from {})", conversation_.messages.size(), arguments));
+    } else {
+      tell(loaded.status().message());
+    }
   } else if (name == "/stats") {
     const auto use = answerer_->context_use();
     tell(last_ ? describe_stats(*last_) : "(no answer yet)");
