@@ -86,7 +86,7 @@ void add_run(CLI::App& command, RunOptions& run) {
       "  exo run tiny --prompt 'Once upon a time' --raw --greedy --max-generate-tokens 24\n"
       "  exo run tiny --prompt 'Tell a story.' --temperature 0.8 --seed 7 --max-generate-tokens "
       "24\n"
-      "  exo run tiny --prompt-file README.md --raw --json --max-generate-tokens 8\n"
+      "  exo run tiny --prompt-file THIRD_PARTY.md --raw --json --max-generate-tokens 8\n"
       "  exo run --inference-engine dummy --prompt 'Are you there?'\n"
       "Without --prompt: a chat, with /help, history, editing; Ctrl-C stops an answer.");
 }
