@@ -10,7 +10,7 @@ EXO := build/release/exo
 configure = [ -e build/$(1)/build.ninja ] || cmake --preset $(1)
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-all check lint format asan tsan fuzz bench install package clean
+.PHONY: help build run test check lint format asan tsan fuzz bench install package clean
 
 help: ## what there is
 	sed -nE 's/^([a-z ]+):.*## (.*)/  make \1@\2/p' $(MAKEFILE_LIST) | column -t -s @
@@ -26,13 +26,7 @@ run: build ## a model's answer to PROMPT="..."
 check: build ## the release build's tests alone
 	ctest --preset release
 
-test: build ## the release build's tests, and clang-format
-	$(DEPS) lint
-	scripts/lint.sh format
-	# e2e.chat loses a Ctrl-D now and then (libedit takes the terminal over late): CONTRIBUTING, known faults.
-	ctest --preset release --repeat until-pass:5
-
-test-all: build ## every test there is: release, lint, asan, tsan, fuzz
+test: build ## every test there is: the release build's, lint, asan, tsan, fuzz
 	$(DEPS) lint fuzz
 	ctest --preset all
 

@@ -3,6 +3,7 @@ import os
 import pty
 import re
 import select
+import termios
 import time
 
 from exo_testing import EXO, GOLDENS, Home
@@ -47,17 +48,14 @@ class Terminal:
         return self.read_until(answer)
 
     def leave(self):
-        """Ctrl-D; again while the chat is there: libedit takes the terminal over just after it has shown its prompt,
-        and what a program types within these microseconds is lost."""
-        for _ in range(20):
-            self.type(CTRL_D)
-            code = self.end(tries=20)
-            if code is not None:
-                return code
-        raise AssertionError("Ctrl-D does not end the chat")
+        """Ctrl-D, once."""
+        self.type(CTRL_D)
+        code = self.end()
+        assert code is not None, "Ctrl-D does not end the chat"
+        return code
 
-    def end(self, tries=600):
-        for _ in range(tries):
+    def end(self):
+        for _ in range(600):
             try:
                 while select.select([self.fd], [], [], 0)[0] and os.read(self.fd, 65536):
                     pass
@@ -65,6 +63,8 @@ class Terminal:
                 pass
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
+                settings = termios.tcgetattr(self.fd)  # the shell gets its terminal back as it was
+                assert settings[3] & termios.ICANON and settings[6][termios.VEOF] == CTRL_D, settings
                 os.close(self.fd)
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.05)
@@ -114,12 +114,14 @@ def echo_chat(home):
     t.say("bye", "dummy: bye")
     t.say("/stats", "end of answer")
     t.read_until(">>> ")
+    t.type("\0")  # Ctrl-Space is no Ctrl-D
     assert t.leave() == 0
     history = home.path / "home" / "history"
     assert "Hello" in history.read_text() and history.stat().st_mode & 0o077 == 0
 
     t = Terminal(home, "run", "--inference-engine", "dummy")  # history outlives the program
     t.read_until(">>> ")
+    t.type("\0")  # neither is one at the first prompt
     t.type("\x1b[A")
     t.read_until("/stats")
     t.type(CTRL_C)

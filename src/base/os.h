@@ -115,6 +115,10 @@ class RandomAccessFile {
 std::byte* map_pages(uint64_t n_bytes);
 void unmap_pages(std::byte* data, uint64_t n_bytes);
 
+/// Signals sent to the process are for other threads than the calling one: a worker that took
+/// Ctrl-C would leave the thread that waits for it asleep.
+void leave_signals_to_other_threads();
+
 /// Processors this process may use: the affinity mask, cut by the cgroup's CPU quota (rounded up);
 /// at least 1.
 int usable_cpus();

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -327,6 +328,14 @@ std::byte* map_pages(uint64_t n_bytes) {
 }
 
 void unmap_pages(std::byte* data, uint64_t n_bytes) { ::munmap(data, n_bytes); }
+
+void leave_signals_to_other_threads() {
+  sigset_t asynchronous;
+  ::sigfillset(&asynchronous);
+  for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGPROF})
+    ::sigdelset(&asynchronous, fault);
+  ::pthread_sigmask(SIG_BLOCK, &asynchronous, nullptr);
+}
 
 int usable_cpus() {
   int n = static_cast<int>(std::thread::hardware_concurrency());

@@ -6,6 +6,8 @@
 
 #include <chrono>
 
+#include "base/os.h"
+
 namespace exo {
 namespace {
 
@@ -72,6 +74,7 @@ void ThreadPool::run(int64_t n_tasks, Call call, void* fn) {
 }
 
 void ThreadPool::work(int thread) {
+  leave_signals_to_other_threads();
   uint64_t seen = 0;  // the last generation this worker has taken part in or missed
   int spins = 0;
   for (;;) {
