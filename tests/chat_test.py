@@ -149,8 +149,7 @@ def model_chat(home, model):
     t.say("/set max_tokens 100000", "(max_tokens is")
     t.read_until(">>> ")
     t.type("Count\n")
-    t.read_until("Count")
-    time.sleep(0.5)
+    t.read_until("\x1b[2m")  # dimmed: the answer has begun, and takes half a second to fill the context
     t.type(CTRL_C)
     t.read_until("(stopped)")
     t.read_until(">>> ")

@@ -40,7 +40,8 @@ def write_reference(home, path):
 with Home() as home:
     n = 0
     (home.path / "ids.json").write_text("[0, 72, 101, 108]")
-    shutil.copy("README.md", home.path)
+    for name in ("README.md", "THIRD_PARTY.md"):
+        shutil.copy(name, home.path)
     write_reference(home, home.path / "reference.safetensors")
     for command in commands(home):
         lines = examples(home, command)
