@@ -25,8 +25,8 @@ def exit_codes(home):
     assert "did you mean deepseek-v3?" in err
     _, err = home.exo("run", "deepseek-v2-lite", "--prompt", "x", "--overcommit", expect=1)
     assert "deepseek-ai/DeepSeek-V2-Lite" in err, err
-    _, err = home.exo("run", "--prompt", "x", expect=1)
-    assert "DEEPSEEK_V3_HF_MODEL" in err
+    _, err = home.exo("run", "--prompt", "x", expect=1, env={"DEEPSEEK_V3_HF_MODEL": "no-such-model"})
+    assert "no-such-model" in err
     home.exo("run", "--prompt", "x", "--max-generate-tokens", 1, env={"DEEPSEEK_V3_HF_MODEL": str(MODEL)})
 
 

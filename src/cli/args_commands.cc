@@ -15,7 +15,7 @@ enum Takes : unsigned {
 void add_model(CLI::App& command, std::string& model) {
   command.add_option(
       "MODEL", model,
-      "registry id, Hugging Face repo id or folder; left out: $DEEPSEEK_V3_HF_MODEL");
+      "registry id, Hugging Face repo id or folder; left out: $DEEPSEEK_V3_HF_MODEL, else tiny");
 }
 
 void add_model_options(CLI::App& command, ModelOptions& model, unsigned takes) {

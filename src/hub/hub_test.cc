@@ -76,7 +76,9 @@ TEST(Registry, FindsByIdAndRepo) {
 }
 
 TEST_F(StoreTest, NoModel) {
-  EXPECT_THAT(locate(paths_, "").status().message(), HasSubstr("DEEPSEEK_V3_HF_MODEL"));
+  EXPECT_THAT(locate(paths_, "").status().message(), HasSubstr("tiny: the model that comes"));
+  write("share/tiny/config.json", "{}");
+  EXPECT_EQ(locate(paths_, "")->folder, at("share/tiny"));
   write("m/config.json", "{}");
   paths_.default_model = at("m");
   auto location = locate(paths_, "");

@@ -13,6 +13,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kShippedModel = "tiny";
 constexpr std::string_view kSourceFile = "source.json";
 constexpr uint64_t kMaxSourceFileBytes = 1 << 20;
 
@@ -168,10 +169,7 @@ uint64_t folder_bytes(const std::string& folder) {
 
 Result<ModelLocation> locate(const StorePaths& paths, const std::string& given) {
   std::string model = given.empty() ? paths.default_model : given;
-  if (model.empty())
-    return invalid_argument(
-        "no model: give MODEL (a registry id, a Hugging Face repo id or a folder; `exo models "
-        "list` shows the known ones) or set DEEPSEEK_V3_HF_MODEL");
+  if (model.empty()) model = kShippedModel;
   if (model.find('\0') != std::string::npos)
     return invalid_argument("MODEL: has a zero byte, expected a name or a path");
   ModelLocation location;

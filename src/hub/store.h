@@ -2,7 +2,7 @@
 /// caches go. Local only: nothing is downloaded here.
 ///
 /// MODEL, in this order:
-///   - left out: $DEEPSEEK_V3_HF_MODEL, read as MODEL;
+///   - left out: $DEEPSEEK_V3_HF_MODEL, read as MODEL, else `tiny`;
 ///   - a registry id, or a Hugging Face repo id (org/name): its snapshot in the Hugging Face cache
 ///     ($HF_HOME/hub/models--org--name/snapshots/<revision>, the revision that refs/main names,
 ///     else the newest), or $EXO_HOME/models/<id or name>;
