@@ -58,8 +58,8 @@ TEST_P(IsaGoldens, InnerTensors) { check_inner_tensors(golden(), table()); }
 TEST_P(IsaGoldens, GreedyContinuation) { check_greedy(golden(), table()); }
 TEST_P(IsaGoldens, SameBits) {
   check_same_bits(golden(), table(), "", /*fp32=*/true);
-  check_same_bits(golden(), table(), "int8", /*fp32=*/false);
-  check_same_bits(golden(), table(), "int4", /*fp32=*/false);
+  for (const char* format : {"", "int8", "int4"})
+    check_same_bits(golden(), table(), format, /*fp32=*/false);
 }
 TEST_P(IsaGoldens, MixedBatch) {
   check_mixed_batch(golden(), table(), "", /*fp32=*/true);

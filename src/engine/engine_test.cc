@@ -12,6 +12,7 @@
 #include "base/json.h"
 #include "engine/generate.h"
 #include "model/convert.h"
+#include "text/byte_level.h"
 
 namespace exo::engine {
 namespace {
@@ -34,19 +35,7 @@ constexpr const char* kConfig = R"({
 /// Bytes are tokens: byte b is id b.
 text::Tokenizer byte_tokenizer() {
   OrderedJson vocab = OrderedJson::object();
-  int next = 256;
-  for (int b = 0; b < 256; ++b) {
-    const bool plain = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
-    const int code = plain ? b : next++;
-    std::string character;
-    if (code < 128) {
-      character.push_back(static_cast<char>(code));
-    } else {
-      character.push_back(static_cast<char>(0xC0 | code >> 6));
-      character.push_back(static_cast<char>(0x80 | (code & 63)));
-    }
-    vocab[character] = b;
-  }
+  for (int b = 0; b < 256; ++b) vocab[text::byte_level_symbol(static_cast<uint8_t>(b))] = b;
   const OrderedJson level = {
       {"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}};
   const OrderedJson json = {

@@ -17,7 +17,8 @@ TEST_P(GoldenCases, InnerTensors) { check_inner_tensors(GetParam(), table()); }
 TEST_P(GoldenCases, GreedyContinuation) { check_greedy(GetParam(), table()); }
 TEST_P(GoldenCases, SameBits) {
   check_same_bits(GetParam(), table(), "", /*fp32=*/true);
-  check_same_bits(GetParam(), table(), "int8", /*fp32=*/false);
+  for (const char* format : {"", "int8"})
+    check_same_bits(GetParam(), table(), format, /*fp32=*/false);
 }
 TEST_P(GoldenCases, MixedBatch) { check_mixed_batch(GetParam(), table(), "", /*fp32=*/true); }
 TEST_P(GoldenCases, NativeModel) { check_native_model(GetParam(), table()); }

@@ -148,10 +148,16 @@ double seconds_of(const std::function<void()>& work) {
   return static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
 }
 
-// A megabyte takes 0.04 to 0.4 s, some ten times as much under a sanitizer; quadratic time would be
+#if defined(NDEBUG) && defined(__OPTIMIZE__) && !defined(EXO_SANITIZED)
+constexpr bool kTimed = true;
+#else
+constexpr bool kTimed = false;
+#endif
+
+// A megabyte takes 0.04 to 0.5 s, some ten times as much under a sanitizer; quadratic time would be
 // hours.
 TEST(TokenizerSpeed, HostileTextIsNearLinear) {
-  constexpr double kLimitSeconds = 30;
+  constexpr double kLimitSeconds = kTimed ? 2 : 30;
   constexpr size_t kBytes = 1'000'000;
   const std::pair<const char*, const char*> cases[] = {
       {"deepseek-v3", "a"},    {"deepseek-v3", " "},   {"deepseek-v3", "7"},
@@ -187,9 +193,9 @@ TEST(TokenizerSpeed, English) {
     std::printf("%s: %.1f MB/s on English (%zu bytes, %zu ids)\n", folder, mb_per_s, text->size(),
                 ids.size());
     EXPECT_EQ(tokenizer.decode(ids, false), *text);
-#if defined(NDEBUG) && defined(__OPTIMIZE__) && !defined(EXO_SANITIZED)
-    EXPECT_GE(mb_per_s, 2.0);
-#endif
+    if (kTimed) {
+      EXPECT_GE(mb_per_s, 2.0);
+    }
   }
 }
 
