@@ -2,6 +2,8 @@
 import json
 import math
 import re
+import signal
+import subprocess
 
 from exo_testing import CASES, EXO, GOLDENS, SHARED, Home
 
@@ -27,7 +29,24 @@ def exit_codes(home):
     assert "deepseek-ai/DeepSeek-V2-Lite" in err, err
     _, err = home.exo("run", "--prompt", "x", expect=1, env={"DEEPSEEK_V3_HF_MODEL": "no-such-model"})
     assert "no-such-model" in err
-    home.exo("run", "--prompt", "x", "--max-generate-tokens", 1, env={"DEEPSEEK_V3_HF_MODEL": str(MODEL)})
+    default = {"DEEPSEEK_V3_HF_MODEL": str(MODEL)}
+    home.exo("run", "--prompt", "x", "--max-generate-tokens", 1, env=default)
+    home.exo("plan", env=default)
+    home.exo("convert", env=default)
+    home.exo("logits", "--tokens", "-", "--out", home.path / "default", stdin=b"[1]", env=default)
+    for args in (["run", "--context", "-5"], ["run", "--seed", "-3"], ["logits", "--greedy", "x"],
+                 ["bench", "--prefill", "4,x"]):
+        _, err = home.exo(*args, expect=2)
+        assert "expected a whole number from" in err, err
+    # Ctrl-C, once the command is at work (it has answered).
+    process = subprocess.Popen([EXO, "tokenize", SHARED / "facts/tokenizers/deepseek-v2"], env=home.env,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(b'{"text": "a"}\n')
+    process.stdin.flush()
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, process.returncode
+    process.stdin.close()
 
 
 def flags(home):

@@ -1,8 +1,11 @@
 """Hostile input ends in one clear message, or is answered; nothing crashes and no half file is left."""
 import json
+import math
 import os
 import random
+import re
 import shutil
+import struct
 import time
 
 from exo_testing import GOLDENS, SHARED, Home
@@ -73,6 +76,13 @@ def token_files(home):
     assert "ids 0 to 511" in err, err
     _, err = home.exo("logits", MODEL, "--tokens", "-", "--out", out, "--positions", "0,9", stdin=b"[1, 2]", expect=1)
     assert "expected 0 to 1" in err, err
+    for positions in ("", "-1", "1.5", "x", "99999999999999999999"):
+        _, err = home.exo("logits", MODEL, "--tokens", "-", "--out", out, "--positions", positions, stdin=b"[1, 2]",
+                          expect=2)
+        assert "expected a whole number from 0 on" in err, err
+    _, err = home.exo("logits", MODEL, "--tokens", "-", "--out", out, "--capture", "layers.*", "--capture", "layer.0",
+                      stdin=b"[1, 2]", expect=1)
+    assert "--capture 'layer.0': no inner tensor" in err and not out.exists(), err
     _, err = home.exo("logits", MODEL, "--tokens", "-", "--out", out, "--capture", "*.probs", "--chunk", 1,
                       stdin=b"[1, 2]", expect=1)
     assert "--chunk 0" in err, err
@@ -112,6 +122,46 @@ def checkpoints(home):
     assert "model" in err
 
 
+def full_disk(home):
+    """A conversion that the disk can't hold: counted before anything is written. The checkpoint is terabytes of a
+    sparse file."""
+    folder, vocab, hidden = home.path / "huge", 1 << 24, 65536
+    needed = 2 * 2 * vocab * hidden  # embedding and head in bf16
+    if shutil.disk_usage(home.path).free > needed:
+        print("full_disk: this disk is too large for it")
+        return
+    folder.mkdir()
+    config = json.loads((MODEL / "config.json").read_text())
+    config.update(vocab_size=vocab, hidden_size=hidden, num_hidden_layers=1, num_nextn_predict_layers=0,
+                  n_routed_experts=0, q_lora_rank=None, intermediate_size=8)
+    (folder / "config.json").write_text(json.dumps(config))
+    n_heads, rope, kv = config["num_attention_heads"], config["qk_rope_head_dim"], config["kv_lora_rank"]
+    nope, v = config["qk_nope_head_dim"], config["v_head_dim"]
+    attn, mlp = "model.layers.0.self_attn.", "model.layers.0.mlp."
+    shapes = {"model.embed_tokens.weight": [vocab, hidden], "lm_head.weight": [vocab, hidden],
+              "model.norm.weight": [hidden], "model.layers.0.input_layernorm.weight": [hidden],
+              "model.layers.0.post_attention_layernorm.weight": [hidden],
+              attn + "q_proj.weight": [n_heads * (nope + rope), hidden],
+              attn + "kv_a_proj_with_mqa.weight": [kv + rope, hidden], attn + "kv_a_layernorm.weight": [kv],
+              attn + "kv_b_proj.weight": [n_heads * (nope + v), kv], attn + "o_proj.weight": [hidden, n_heads * v],
+              mlp + "gate_proj.weight": [8, hidden], mlp + "up_proj.weight": [8, hidden],
+              mlp + "down_proj.weight": [hidden, 8]}
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    _, err = home.exo("convert", folder, expect=1)
+    assert re.search(r"needs [\d.]+ GB more, [\d.]+ GB are free: [\d.]+ GB are missing", err), err
+    caches = [p for p in (home.path / "home/cache").glob("*") if (p / "source.json").exists()
+              and str(folder) in (p / "source.json").read_text()]
+    assert all(not list(p.glob("*.exo*")) and not (p / "weights.json").exists() for p in caches), caches
+    shutil.rmtree(folder)
+
+
 def closed_pipes(home):
     """A reader that goes away ends the program, without a crash."""
     import subprocess
@@ -126,6 +176,6 @@ def closed_pipes(home):
 
 with Home() as home:
     home.exo("convert", MODEL)
-    for part in (prompts, json_lines, token_files, checkpoints, closed_pipes):
+    for part in (prompts, json_lines, token_files, checkpoints, full_disk, closed_pipes):
         part(home)
 print("hostile input: refused in words, or answered")

@@ -34,11 +34,21 @@ with Home() as home:
                        "--max-generate-tokens", 4)
     assert text
 
+    # A flag may repeat what the plan says, and not say anything else.
+    run = ["run", folder, "--plan", home.path / "plan.json", "--prompt", "Hi", "--max-generate-tokens", 1]
+    home.exo(*run, "--compute", "fp32", "--format", "bf16", "--context", 64, "--chunk", 512)
+    for flags, what in ((["--format", "int8"], "format is bf16, the command line says int8"),
+                        (["--compute", "native"], "fp32_compute is true"), (["--context", 65], "max_context_tokens"),
+                        (["--chunk", 3], "max_batch_tokens"), (["--threads", 77], "n_threads")):
+        _, err = home.exo(*run, *flags, expect=1)
+        assert what in err, err
+
     # Another model's plan, one that was changed, and one too small for the prompt are refused.
     other, _ = home.exo("plan", GOLDENS / "v2_lite", "--json")
     (home.path / "other.json").write_text(other)
     _, err = home.exo("logits", folder, "--tokens", "-", "--out", home.path / "x", "--plan", home.path / "other.json",
                       stdin=b"[0]", expect=1)
+    assert "another model's config.json" in err, err
     changed = json.loads(plan)
     changed["stages"][0]["prefill"]["layers"][0]["attention"]["softmax_scale"] = 2.0
     (home.path / "changed.json").write_text(json.dumps(changed))
@@ -67,4 +77,9 @@ with Home() as home:
     (folder / "config.json").write_text(json.dumps(config))
     _, err = home.exo("run", folder, "--prompt", "Hi", "--max-generate-tokens", 1)
     assert "stale" in err, err
+    # Deleted now, the folder means what it was last.
+    last = logits(home, folder)
+    assert last != before
+    shutil.rmtree(folder)
+    assert logits(home, folder) == last
 print("three stages, three processes")

@@ -2,6 +2,7 @@
 
 #include <fmt/core.h>
 
+#include <charconv>
 #include <cstdio>
 
 #include "cli/args_internal.h"
@@ -33,14 +34,14 @@ void add_exo_flags(CLI::App& app, ExoFlags& flags) {
   app.add_option("--default-temp", flags.default_temp, "temperature where none is given")
       ->group(group);
   app.add_option("--max-generate-tokens", flags.max_generate_tokens, "longest answer, in tokens")
-      ->check(CLI::NonNegativeNumber)
+      ->check(whole_number(0))
       ->group(group);
   app.add_option("--system-prompt", flags.system_prompt, "system text of a chat")->group(group);
   app.add_flag("--disable-tui", flags.disable_tui, "plain lines: no progress bar, no colours")
       ->group(group);
   const std::string ring = "exo's flags of a ring and its API (need a node; refused without one)";
   app.add_option("--wait-for-peers", flags.wait_for_peers, "machines to wait for before running")
-      ->check(CLI::NonNegativeNumber)
+      ->check(whole_number(0))
       ->group(ring);
   app.add_option("--discovery-module", flags.discovery_module, "how peers are found")
       ->check(CLI::IsMember({"udp", "mdns", "manual", "tailscale"}))
@@ -58,6 +59,16 @@ void add_exo_flags(CLI::App& app, ExoFlags& flags) {
   app.add_option("--chatgpt-api-port", flags.chatgpt_api_port, "port of the API (52415)")
       ->check(port)
       ->group(ring);
+}
+
+CLI::Validator whole_number(int64_t least) {
+  const auto check = [least](const std::string& text) -> std::string {
+    int64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error == std::errc() && end == text.data() + text.size() && value >= least) return "";
+    return fmt::format("'{}': expected a whole number from {} on", text, least);
+  };
+  return CLI::Validator(check, least > 0 ? "POSITIVE" : "NONNEGATIVE");
 }
 
 namespace {

@@ -25,7 +25,7 @@ void add_model_options(CLI::App& command, ModelOptions& model, unsigned takes) {
                      "lm_head=bf16 (default: what the checkpoint has)");
   if ((takes & kContextSize) != 0)
     command.add_option("--context", model.context, "tokens that a sequence may hold")
-        ->check(CLI::PositiveNumber);
+        ->check(whole_number(1));
   if ((takes & kRunning) == 0) return;
   command
       .add_option_function<std::string>(
@@ -33,7 +33,7 @@ void add_model_options(CLI::App& command, ModelOptions& model, unsigned takes) {
           "native: the format's fast path (default); fp32: activations and sums in fp32")
       ->check(CLI::IsMember({"native", "fp32"}));
   command.add_option("--chunk", model.chunk, "prompt tokens of one forward; 0: all at once")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0));
   command.add_option("--isa", model.isa, "reference, avx2, avx512, amx, neon (default: the best)");
   command.add_option("--threads", model.threads, "threads (default: all this process may use)")
       ->check(CLI::Range(0, 4096));
@@ -56,10 +56,11 @@ void add_sampling(CLI::App& command, SamplingFlags& sampling) {
   add("--presence-penalty", sampling.presence_penalty, "taken off tokens of the answer");
   add("--frequency-penalty", sampling.frequency_penalty, "the same, for each time they came");
   add("--temperature,--temp", sampling.temperature, "0: greedy");
-  add("--top-k", sampling.top_k, "only the k most probable (0: off)");
+  add("--top-k", sampling.top_k, "only the k most probable (0: off)")->check(whole_number(0));
   add("--top-p", sampling.top_p, "only the most probable that reach this share together");
   add("--min-p", sampling.min_p, "only those at least this share of the most probable");
-  add("--seed", sampling.seed, "the same seed gives the same text (default: a new one)");
+  add("--seed", sampling.seed, "the same seed gives the same text (default: a new one)")
+      ->check(whole_number(0));
   add("--stop", sampling.stops, "text that ends the answer and isn't shown (repeatable)");
 }
 
@@ -121,11 +122,12 @@ void add_logits(CLI::App& command, LogitsOptions& logits) {
   command.add_option("--out", logits.out_file, "safetensors file to write")->required();
   command
       .add_option("--greedy", logits.n_greedy, "then N greedy tokens: greedy.ids, greedy.logits")
-      ->check(CLI::NonNegativeNumber);
+      ->check(whole_number(0));
   command
       .add_option("--positions", logits.positions,
                   "logits of these positions alone: P,Q,... (default: all)")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->check(whole_number(0));
   command.add_option("--capture", logits.captures,
                      "inner tensors whose name matches, * and ? as in a shell (repeatable): "
                      "'layers.0.self_attn.*'");
@@ -188,7 +190,7 @@ void add_perplexity(CLI::App& command, PerplexityOptions& perplexity) {
   command.add_option("--against-format", perplexity.against_format, "the second one's --format");
   command.add_option("--tokenizer", perplexity.tokenizer, "folder of another tokenizer.json");
   command.add_option("--tokens", perplexity.max_tokens, "only the text's first N tokens")
-      ->check(CLI::PositiveNumber);
+      ->check(whole_number(1));
   command.add_flag("--json", perplexity.json, "{\"perplexity\", \"n_tokens\", \"mean_nll\"}");
   command.footer(
       "Windows of --context tokens (default 2048) that don't overlap, each begun with BOS, which "
@@ -220,7 +222,7 @@ void add_random_checkpoint(CLI::App& command, RandomCheckpointOptions& random) {
       .add_option("--megabytes", random.megabytes, "about this size, by more layers and experts")
       ->check(CLI::Range(0, 1000000))
       ->excludes("--config");
-  command.add_option("--seed", random.seed, "of the weights");
+  command.add_option("--seed", random.seed, "of the weights")->check(whole_number(0));
   command.footer(
       "An official-layout checkpoint of random weights: its text is noise, everything else is "
       "real.\n"
@@ -234,14 +236,17 @@ void add_bench(CLI::App& command, BenchCommandOptions& bench) {
   command.add_option("--random-weights", bench.random_weights,
                      "registry id or config.json: its shape with random weights");
   command.add_option("--layers", bench.layers, "with --random-weights: only so many layers")
-      ->check(CLI::PositiveNumber);
-  command.add_option("--prefill", bench.prefill_tokens, "prompt lengths: N,M,...")->delimiter(',');
+      ->check(whole_number(1));
+  command.add_option("--prefill", bench.prefill_tokens, "prompt lengths: N,M,...")
+      ->delimiter(',')
+      ->check(whole_number(1));
   command.add_option("--depth", bench.depths, "decode after so many tokens: N,M,...")
-      ->delimiter(',');
+      ->delimiter(',')
+      ->check(whole_number(0));
   command.add_option("--batch", bench.batches, "sequences decoded together: N,M,...")
-      ->delimiter(',');
-  command.add_option("--steps", bench.decode_steps, "timed decode steps")
-      ->check(CLI::PositiveNumber);
+      ->delimiter(',')
+      ->check(whole_number(1));
+  command.add_option("--steps", bench.decode_steps, "timed decode steps")->check(whole_number(1));
   command.add_flag("--profile", bench.profile, "where the time goes, by operation");
   command.add_flag("--json", bench.json, "one JSON document");
   command.footer(

@@ -79,10 +79,12 @@ TEST(Args, CommandsAndExoFlagsInAnyOrder) {
                              "--compute", "fp32", "--chunk", "0"});
   ASSERT_FALSE(logits.exit_code);
   EXPECT_THAT(logits.invocation.logits.positions, ElementsAre(3, 1, 3));
-  EXPECT_TRUE(logits.invocation.logits.model.fp32_compute);
+  EXPECT_EQ(logits.invocation.logits.model.fp32_compute, true);
   EXPECT_EQ(logits.invocation.logits.model.chunk, 0);
-  EXPECT_TRUE(parse({"verify", "m"}).invocation.verify.model.fp32_compute);
-  EXPECT_FALSE(parse({"verify", "m", "--compute", "native"}).invocation.verify.model.fp32_compute);
+  EXPECT_EQ(parse({"run", "m"}).invocation.run.model.fp32_compute, std::nullopt);
+  EXPECT_EQ(parse({"verify", "m"}).invocation.verify.model.fp32_compute, true);
+  EXPECT_EQ(parse({"verify", "m", "--compute", "native"}).invocation.verify.model.fp32_compute,
+            false);
   EXPECT_EQ(parse({"models", "rm", "m"}).invocation.models.action, ModelsOptions::Action::remove);
   EXPECT_EQ(parse({"logits", "m"}).exit_code, 2);
   EXPECT_EQ(parse({"run", "--node-port", "0"}).exit_code, 2);

@@ -24,6 +24,7 @@ constexpr int kInterruptedExit = 130;
 extern "C" void on_interrupt(int) {
   if (g_interrupted.exchange(true)) ::_exit(kInterruptedExit);
 }
+extern "C" void exit_now(int) { ::_exit(kInterruptedExit); }
 
 }  // namespace
 
@@ -145,6 +146,16 @@ void ProgressBar::finish() {
   if (unit_ == Unit::bytes || !terminal_)
     say(fmt::format("{}: {} in {}", label_, amount(static_cast<double>(done_ - before_)),
                     format_duration(elapsed)));
+}
+
+void exit_on_interrupt() {
+  struct sigaction action {};
+  ::sigaction(SIGINT, nullptr, &action);
+  if (action.sa_handler == SIG_IGN) return;
+  action = {};
+  action.sa_handler = exit_now;
+  ::sigemptyset(&action.sa_mask);
+  ::sigaction(SIGINT, &action, nullptr);
 }
 
 InterruptScope::InterruptScope() {

@@ -55,6 +55,10 @@ class ProgressBar {
   std::chrono::steady_clock::time_point begin_, drawn_;
 };
 
+/// From here on Ctrl-C ends the program at once, with exit code 130, unless it is ignored (a job in
+/// the background). What AtomicFile has not committed leaves no file of its name.
+void exit_on_interrupt();
+
 /// While it lives, Ctrl-C sets interrupted() instead of ending the program; a second one before
 /// reset() ends it with exit code 130.
 class InterruptScope {

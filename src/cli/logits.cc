@@ -117,6 +117,19 @@ Status continue_greedily(engine::Engine& engine, engine::SequenceId id, int64_t 
   return ok_status();
 }
 
+/// A pattern that nothing has answered to is a misspelt one.
+Status check_captures(const std::vector<std::string>& patterns, const CapturedTensors& captured) {
+  EXO_RETURN_IF_ERROR(captured.status());
+  for (const std::string& pattern : patterns)
+    if (std::none_of(captured.tensors().begin(), captured.tensors().end(),
+                     [&](const auto& entry) { return glob_matches(pattern, entry.first); }))
+      return not_found(
+          fmt::format("--capture '{}': no inner tensor has such a name; names are like "
+                      "layers.0.self_attn.q, layers.0.mlp.out, final_norm ('*' captures all)",
+                      pattern));
+  return ok_status();
+}
+
 Status write_result(const std::string& path, const LogitRows& logits, const Greedy& greedy,
                     const CapturedTensors& captured) {
   std::vector<weights::NamedTensor> tensors{f32_tensor("logits", logits)};
@@ -140,7 +153,8 @@ Status logits_command(const Context& context, const LogitsOptions& options) {
   const auto n_tokens = static_cast<int64_t>(tokens.size());
   CapturedTensors captured(options.captures);
   RunNeeds needs;
-  needs.context_tokens = n_tokens + options.n_greedy;
+  // The last greedy token is not fed back.
+  needs.context_tokens = n_tokens + std::max<int64_t>(options.n_greedy - 1, 0);
   needs.max_logit_rows = static_cast<int64_t>(wanted.size()) + 1;
   needs.one_shot_rows = n_tokens;
   if (!options.captures.empty()) needs.capture = &captured;
@@ -161,7 +175,7 @@ Status logits_command(const Context& context, const LogitsOptions& options) {
         rows.append(logits);
         return ok_status();
       }));
-  EXO_RETURN_IF_ERROR(captured.status());
+  EXO_RETURN_IF_ERROR(check_captures(options.captures, captured));
   Greedy greedy{{}, {vocab_size, {}}};
   if (options.n_greedy > 0)
     EXO_RETURN_IF_ERROR(continue_greedily(

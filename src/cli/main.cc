@@ -46,6 +46,7 @@ Status dispatch(const Context& context, const Invocation& invocation) {
 }
 
 int run(int argc, const char* const* argv) {
+  exit_on_interrupt();
   const ParsedArgs parsed = parse_args(argc, argv);
   if (parsed.exit_code) return *parsed.exit_code;
   Context context;

@@ -1,10 +1,12 @@
 #include "cli/model_setup.h"
 
 #include <fmt/core.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <set>
 
 #include "base/json.h"
 #include "base/log.h"
@@ -29,26 +31,29 @@ bool names_source(const hub::CacheInfo& cache, const std::string& folder) {
 }
 
 /// The whole cache that was made from a folder whose checkpoint is gone. With several formats:
-/// `format` decides (canonical), empty takes the only one.
+/// `format` decides (canonical), empty takes the only one. Of one format it is the one that was
+/// used last: the others are of weights or of a config.json that the folder had before.
 Result<hub::CacheInfo> cache_of_gone_checkpoint(const Context& context, const std::string& folder,
                                                 const std::string& format) {
   std::vector<hub::CacheInfo> found;
   for (hub::CacheInfo& cache : hub::list_caches(context.paths))
     if (cache.complete && names_source(cache, folder) && (format.empty() || cache.format == format))
       found.push_back(std::move(cache));
-  if (found.size() == 1) return found.front();
   if (found.empty())
     return not_found(fmt::format(
         "{}: no checkpoint (model.safetensors or model.safetensors.index.json) there{}, and no "
         "weight cache{} in {} was made from it",
         folder, hub::folder_exists(folder) ? "" : " (no such folder)",
         format.empty() ? "" : fmt::format(" of format {}", format), context.paths.cache));
-  std::string formats;
-  for (const auto& cache : found) formats += (formats.empty() ? "" : ", ") + cache.format;
-  return invalid_argument(
-      fmt::format("{}: its checkpoint is gone and there are caches of several "
-                  "formats: choose one with --format ({})",
-                  folder, formats));
+  std::set<std::string> formats;
+  for (const hub::CacheInfo& cache : found) formats.insert(cache.format);
+  if (formats.size() > 1)
+    return invalid_argument(
+        fmt::format("{}: its checkpoint is gone and there are caches of several "
+                    "formats: choose one with --format ({})",
+                    folder, fmt::join(formats, ", ")));
+  return *std::max_element(found.begin(), found.end(),
+                           [](const auto& a, const auto& b) { return a.last_used < b.last_used; });
 }
 
 /// Fills config_json, files_folder and, where a cache is all there is, cache_folder.
@@ -107,32 +112,71 @@ Result<model::Limits> make_limits(const model::HfConfig& config, const ModelOpti
   limits.max_logit_rows =
       std::max(needs.max_sequences, std::min(needs.max_logit_rows, limits.max_batch_tokens));
   limits.n_threads = options.threads > 0 ? options.threads : usable_cpus();
-  limits.fp32_compute = options.fp32_compute;
+  limits.fp32_compute = options.fp32_compute.value_or(false);
   return limits;
 }
 
-Result<model::Plan> read_plan(const std::string& path) {
-  EXO_ASSIGN_OR_RETURN(const Json json, read_json_file(path));
-  return model::plan_from_json(json, path);
+Status plan_refused(const std::string& path, std::string_view what, const auto& planned,
+                    std::string_view whose, const auto& wanted) {
+  return failed_precondition(
+      fmt::format("{}: its {} is {}, {} {}; make the plan with the matching "
+                  "flags of `exo plan`",
+                  path, what, planned, whose, wanted));
 }
 
-/// A given plan must be able to do what the command needs, and be of this model.
-Status check_plan_serves(const model::Plan& plan, const model::Plan& made, const RunNeeds& needs,
-                         const std::string& path) {
-  const auto at_least = [&](std::string_view what, int64_t got, int64_t needed) -> Status {
-    if (got >= needed) return ok_status();
-    return failed_precondition(
-        fmt::format("{}: {} is {}, this command needs {}; make the plan with "
-                    "the matching flags of `exo plan`",
-                    path, what, got, needed));
+/// A given plan must be able to do what the command needs.
+Status check_plan_serves(const model::Limits& limits, const ModelOptions& options,
+                         const RunNeeds& needs) {
+  const auto at_least = [&](std::string_view what, int64_t planned, int64_t needed) {
+    return planned >= needed
+               ? ok_status()
+               : plan_refused(options.plan_file, what, planned, "this command needs", needed);
   };
-  const OrderedJson ours = model::plan_to_json(made), theirs = model::plan_to_json(plan);
-  if (ours.contains("config") && ours["config"] != theirs["config"])
-    return failed_precondition(
-        fmt::format("{}: this plan is of another model's config.json than the model given", path));
   EXO_RETURN_IF_ERROR(
-      at_least("max_context_tokens", plan.limits.max_context_tokens, needs.context_tokens));
-  return at_least("max_sequences", plan.limits.max_sequences, needs.max_sequences);
+      at_least("max_context_tokens", limits.max_context_tokens, needs.context_tokens));
+  EXO_RETURN_IF_ERROR(at_least("max_sequences", limits.max_sequences, needs.max_sequences));
+  return at_least("max_batch_tokens", limits.max_batch_tokens,
+                  options.chunk == 0 ? needs.one_shot_rows : 0);
+}
+
+/// A flag beside --plan may only say what the plan says: nothing is overridden in silence.
+Status check_flags_agree(const model::Plan& plan, const ModelOptions& options) {
+  const model::Limits& limits = plan.limits;
+  const auto agree = [&](std::string_view flag, const auto& planned, const auto& asked) {
+    return planned == asked
+               ? ok_status()
+               : plan_refused(options.plan_file, flag, planned, "the command line says", asked);
+  };
+  if (!options.format.empty()) {
+    EXO_ASSIGN_OR_RETURN(const model::FormatChoice format,
+                         model::parse_format(options.format, plan.config));
+    EXO_RETURN_IF_ERROR(agree("format", plan.format.to_string(), format.to_string()));
+  }
+  if (options.context > 0)
+    EXO_RETURN_IF_ERROR(agree("max_context_tokens", limits.max_context_tokens, options.context));
+  if (options.threads > 0)
+    EXO_RETURN_IF_ERROR(agree("n_threads", limits.n_threads, options.threads));
+  if (options.chunk.value_or(0) > 0)
+    EXO_RETURN_IF_ERROR(
+        agree("max_batch_tokens", limits.max_batch_tokens,
+              std::max(limits.max_sequences, std::min(*options.chunk, limits.max_context_tokens))));
+  if (options.fp32_compute)
+    EXO_RETURN_IF_ERROR(agree("fp32_compute", limits.fp32_compute, *options.fp32_compute));
+  return ok_status();
+}
+
+/// The plan of a file, which must be of this model and of what is asked.
+Result<model::Plan> check_given_plan(model::Plan plan, const PlannedModel& planned,
+                                     const ModelOptions& options, const RunNeeds& needs) {
+  const std::string where = config_name(planned);
+  EXO_ASSIGN_OR_RETURN(const Json json, parse_json(planned.config_json, where));
+  EXO_ASSIGN_OR_RETURN(const model::HfConfig config, model::parse_config(json, where));
+  if (model::config_to_json(config) != model::config_to_json(plan.config))
+    return failed_precondition(fmt::format(
+        "{}: this plan is of another model's config.json than {}", options.plan_file, where));
+  EXO_RETURN_IF_ERROR(check_flags_agree(plan, options));
+  EXO_RETURN_IF_ERROR(check_plan_serves(plan.limits, options, needs));
+  return plan;
 }
 
 /// Why a conversion is needed, for people.
@@ -185,19 +229,18 @@ Result<PlannedModel> plan_model(const Context& context, const ModelOptions& opti
                                 const RunNeeds& needs) {
   PlannedModel planned;
   EXO_ASSIGN_OR_RETURN(planned.location, hub::locate(context.paths, options.model));
-  std::optional<model::Plan> given;
-  ModelOptions with_format = options;
   if (!options.plan_file.empty()) {
-    EXO_ASSIGN_OR_RETURN(given, read_plan(options.plan_file));
-    with_format.format = given->format.to_string();
+    EXO_ASSIGN_OR_RETURN(const Json json, read_json_file(options.plan_file));
+    EXO_ASSIGN_OR_RETURN(model::Plan given, model::plan_from_json(json, options.plan_file));
+    EXO_RETURN_IF_ERROR(find_config(context, given.format.to_string(), planned));
+    EXO_ASSIGN_OR_RETURN(planned.plan, check_given_plan(std::move(given), planned, options, needs));
+    return planned;
   }
-  EXO_RETURN_IF_ERROR(find_config(context, with_format.format, planned));
-  const std::string where = config_name(planned);
-  with_format.format = format_asked(planned, with_format);
-  EXO_ASSIGN_OR_RETURN(planned.plan, plan_config(planned.config_json, where, with_format, needs));
-  if (!given) return planned;
-  EXO_RETURN_IF_ERROR(check_plan_serves(*given, planned.plan, needs, options.plan_file));
-  planned.plan = *std::move(given);
+  EXO_RETURN_IF_ERROR(find_config(context, options.format, planned));
+  ModelOptions with_format = options;
+  with_format.format = format_asked(planned, options);
+  EXO_ASSIGN_OR_RETURN(planned.plan,
+                       plan_config(planned.config_json, config_name(planned), with_format, needs));
   return planned;
 }
 

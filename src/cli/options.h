@@ -30,9 +30,9 @@ struct ExoFlags {
 /// Which model, and how it is run.
 struct ModelOptions {
   std::string model;
-  std::string format;  ///< "": the checkpoint's own
-  bool fp32_compute = false;
-  std::optional<int64_t> chunk;  ///< prompt rows of a forward; 0: the whole prompt at once
+  std::string format;                ///< "": the checkpoint's own
+  std::optional<bool> fp32_compute;  ///< --compute fp32 or native; none: native
+  std::optional<int64_t> chunk;      ///< prompt rows of a forward; 0: the whole prompt at once
   std::string isa = "auto";
   int threads = 0;      ///< 0: all that this process may use
   int64_t context = 0;  ///< tokens; 0: the command's own choice

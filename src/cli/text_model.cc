@@ -6,8 +6,8 @@
 #include <iostream>
 
 #include "base/json.h"
-#include "base/utf8.h"
 #include "cli/console.h"
+#include "text/byte_level.h"
 #include "text/tokenizer_config.h"
 
 namespace exo::cli {
@@ -19,18 +19,6 @@ std::string join(const std::string& folder, std::string_view name) {
 
 bool has_tokenizer(const std::string& folder) {
   return hub::file_exists(join(folder, "tokenizer.json"));
-}
-
-/// The character that stands for a byte in a byte-level vocabulary (GPT-2's bytes_to_unicode):
-/// printable Latin-1 is itself, the other bytes follow from U+0100 on.
-uint32_t byte_character(int byte) {
-  const auto is_plain = [](int b) {
-    return (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xAC) || (b >= 0xAE && b <= 0xFF);
-  };
-  if (is_plain(byte)) return static_cast<uint32_t>(byte);
-  uint32_t next = 0x100;
-  for (int b = 0; b < byte; ++b) next += is_plain(b) ? 0 : 1;
-  return next;
 }
 
 Status add_ids(const Json& json, const std::string& where, std::vector<int32_t>& ids) {
@@ -69,11 +57,7 @@ Result<const text::ChatFormat*> chat_format_of(const hub::ModelLocation& at,
 
 Result<text::Tokenizer> byte_tokenizer(int64_t vocab_size) {
   OrderedJson vocab = OrderedJson::object(), added = OrderedJson::array();
-  for (int b = 0; b < 256; ++b) {
-    std::string character;
-    append_utf8(character, byte_character(b));
-    vocab[character] = b;
-  }
+  for (int b = 0; b < 256; ++b) vocab[text::byte_level_symbol(static_cast<uint8_t>(b))] = b;
   for (int64_t id = 256; id < vocab_size; ++id)
     added.push_back({{"id", id},
                      {"content", fmt::format("<{}>", id)},

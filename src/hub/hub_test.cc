@@ -169,6 +169,11 @@ TEST_F(StoreTest, CachesAreKeyedAndRemembered) {
   EXPECT_FALSE(caches[0].complete);
   write("cache/" + fs::path(folder).filename().string() + "/weights.json", "{}");
   EXPECT_TRUE(list_caches(paths_)[0].complete);
+  const auto hour_ago = fs::file_time_type::clock::now() - std::chrono::hours(1);
+  fs::last_write_time(folder + "/source.json", hour_ago);
+  EXPECT_EQ(list_caches(paths_)[0].last_used, hour_ago);
+  ASSERT_TRUE(record_source(folder, "m", key.format, "/b/m").ok());
+  EXPECT_GT(list_caches(paths_)[0].last_used, hour_ago);
 }
 
 }  // namespace

@@ -232,6 +232,8 @@ std::vector<CacheInfo> list_caches(const StorePaths& paths) {
     if (!info.ok()) continue;
     info->complete = file_exists(join(info->folder, "weights.json"));
     info->n_bytes = folder_bytes(info->folder);
+    std::error_code ignored;
+    info->last_used = fs::last_write_time(join(info->folder, kSourceFile), ignored);
     caches.push_back(*std::move(info));
   }
   std::sort(caches.begin(), caches.end(),
@@ -250,12 +252,17 @@ Status record_source(const std::string& cache, const std::string& model, const s
         cache, error.message()));
   std::vector<std::string> sources;
   if (auto known = read_source(cache); known.ok()) sources = known->sources;
-  if (std::find(sources.begin(), sources.end(), source) != sources.end()) return ok_status();
+  const std::string path = join(cache, kSourceFile);
+  if (std::find(sources.begin(), sources.end(), source) != sources.end()) {
+    std::error_code read_only;  // no reason to fail
+    fs::last_write_time(path, fs::file_time_type::clock::now(), read_only);
+    return ok_status();
+  }
   sources.push_back(source);
   const OrderedJson json = {{"model", model}, {"format", format}, {"sources", sources}};
   // A path need not be UTF-8: what isn't is replaced, and such a cache is only found while its
   // checkpoint is there.
-  return write_file_atomic(join(cache, kSourceFile),
+  return write_file_atomic(path,
                            json.dump(1, ' ', false, OrderedJson::error_handler_t::replace) + "\n");
 }
 

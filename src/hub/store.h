@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -64,11 +65,13 @@ struct CacheInfo {
   std::vector<std::string> sources;  ///< absolute checkpoint folders
   bool complete = false;
   uint64_t n_bytes = 0;
+  std::filesystem::file_time_type last_used;  ///< of the last record_source
 };
 /// All of paths.cache, by folder name. Folders without a readable source.json are left out.
 std::vector<CacheInfo> list_caches(const StorePaths& paths);
 
-/// Writes (or adds `source` to) the cache folder's source.json; makes the folder.
+/// Writes (or adds `source` to) the cache folder's source.json, and makes it the one used last;
+/// makes the folder.
 Status record_source(const std::string& cache, const std::string& model, const std::string& format,
                      const std::string& source);
 
