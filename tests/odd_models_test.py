@@ -3,6 +3,7 @@
 the scalar bodies."""
 import json
 import math
+import sys
 
 from exo_testing import Home, isas, max_difference, read_safetensors
 
@@ -18,7 +19,8 @@ n_runs = 0
 with open("tests/odd_models.json", encoding="utf-8") as file:
     models = json.load(file)
 with Home() as home:
-    sets = isas(home)
+    quick = "--quick" in sys.argv  # sanitized builds: once each
+    sets = isas(home)[-1:] if quick else isas(home)
     out, config, ids = home.path / "out", home.path / "config.json", home.path / "ids.json"
     for model in models:
         folder = home.path / str(model["seed"])
@@ -29,12 +31,12 @@ with Home() as home:
         args = ["logits", folder, "--tokens", ids, "--out", out, "--positions", last, "--greedy", 2]
         scalar = {}
         for isa in sets:
-            for threads, chunk in ((1, 0), (2, 1), (3, 7)):
+            for threads, chunk in ((3, 7),) if quick else ((1, 0), (2, 1), (3, 7)):
                 home.exo(*args, "--compute", "fp32", "--isa", isa, "--threads", threads, "--chunk", chunk)
                 d = max_difference(read_safetensors(out)["logits"][2], model["logits"])
                 assert d <= BOUND, f"{model['name']}: {isa}, {threads} threads, chunks of {chunk}: differs by {d}"
                 n_runs += 1
-            for format, bound in NATIVE.items():
+            for format, bound in () if quick else NATIVE.items():
                 home.exo(*args, "--format", format, "--isa", isa)
                 got = read_safetensors(out)["logits"][2]
                 d = relative_l2(got, scalar.setdefault(format, got))
