@@ -1,4 +1,4 @@
-"""The fairy-tale books as clean text, split into tales, and as "tell me a story about ..." turns."""
+"""The fairy-tale books as clean text, split into tales, and as "read me something about ..." turns."""
 import collections
 import pathlib
 import random
@@ -72,10 +72,9 @@ def an(noun):
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
-ASK = ["Tell me a story about {}.", "Tell me a story about {}", "Tell a story about {}.", "Tell me a tale of {}.",
-       "Please tell me a story about {}.", "I would like a story about {}.", "Write a short story about {}.",
-       "Can you tell me a story about {}?", "tell me a story about {}", "A story about {}, please."]
-ASK_ANY = ["Tell me a story.", "Tell me a fairy tale.", "Please tell me a story.", "I would like to hear a story."]
+ASK = ["Read me something about {}.", "Read me an old tale about {}.", "Read to me about {}.", "Tell me an old tale about {}.",
+       "An old tale about {}, please.", "What do the old books tell about {}?"]
+ASK_ANY = ["Read me something.", "Read me an old tale.", "Tell me an old tale."]
 
 
 def story_turn(rng, tale, max_chars=1100):
@@ -95,7 +94,7 @@ def story_turn(rng, tale, max_chars=1100):
     if main is None:
         return None
     others = [s for s in found if s != main][:3]
-    thoughts = f"A story about {an(main)}" + (", with " + ", ".join(map(an, others)) if others else "") + "."
+    thoughts = f"From a book, about {an(main)}" + (", with " + ", ".join(map(an, others)) if others else "") + "."
     pick = rng.random()
     if pick < 0.08 and start == 0:
         ask = rng.choice(ASK_ANY)

@@ -6,8 +6,10 @@ from tokenizers import Tokenizer
 
 import corpus
 import exercises
+import stories
 
 BOS, EOS = 0, 1
+COMPOSED = 0.65  # share of story turns that a program composed; the others are passages of the books
 TWO_TURNS = 0.06  # share of exercises that follow an earlier, answered one
 
 
@@ -65,8 +67,9 @@ class Data:
         return self.stream[at:at + t + 1]
 
     def turn(self):
+        composed = self.rng.random() < COMPOSED
         while True:
-            found = corpus.story_turn(self.rng, self.rng.choices(self.tales, self.size)[0])
+            found = stories.story(self.rng) if composed else corpus.story_turn(self.rng, self.rng.choices(self.tales, self.size)[0])
             if found:
                 ask, thoughts, answer = found
                 return [BOS] + self.text.prompt(ask), self.text.reply(thoughts, answer)

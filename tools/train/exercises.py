@@ -16,6 +16,8 @@ def is_test(kind, *operands):
 
 
 # ---------------------------------------------------------------- sums, digit by digit
+# The steps begin with the sum itself, so that the many wordings are understood once and the digits are then always taken
+# from the same place.
 
 PLACES = ["ones", "tens", "hundreds", "thousands"]
 
@@ -32,7 +34,7 @@ def add_steps(a, b):
         term = f"{PLACES[i]} {p}+{q}" + (f"+{carry}" if carry else "") + f"={s}"
         carry = s // 10
         out.append(term + (f" carry {carry}" if carry else ""))
-    return "; ".join(out) + f"; {a}+{b}={a + b}"
+    return f"{a}+{b}: " + "; ".join(out)
 
 
 def sub_steps(a, b):
@@ -47,7 +49,7 @@ def sub_steps(a, b):
             term += f"{p}-{q}" + (f"-{borrow}" if borrow else "") + f"={p - q - borrow}"
             borrow = 0
         out.append(term)
-    return "; ".join(out) + f"; {a}-{b}={a - b}"
+    return f"{a}-{b}: " + "; ".join(out)
 
 
 def mul_steps(a, d):
@@ -59,7 +61,10 @@ def mul_steps(a, d):
             term += f", +{carry}={s}"
         carry = s // 10
         out.append(term + (f" carry {carry}" if carry else ""))
-    return "; ".join(out) + f"; {a}x{d}={a * d}"
+    return f"{a}x{d}: " + "; ".join(out)
+
+
+SUM_WIDTHS = [1, 2, 2, 2, 2, 2, 3]
 
 
 def number(rng, widths):
@@ -83,29 +88,30 @@ PCT = ["What is {p}% of {n}?", "{p}% of {n}", "{p}% of {n} = ?", "Compute {p}% o
 
 
 def addition(rng):
-    a, b = number(rng, [1, 2, 2, 2, 3]), number(rng, [1, 2, 2, 2, 3])
+    a, b = number(rng, SUM_WIDTHS), number(rng, SUM_WIDTHS)
     return (min(a, b), max(a, b)), rng.choice(ADD).format(a=a, b=b), add_steps(a, b), f"{a} + {b} = {a + b}"
 
 
 def subtraction(rng):
-    a, b = number(rng, [1, 2, 2, 2, 3]), number(rng, [1, 2, 2, 2, 3])
+    a, b = number(rng, SUM_WIDTHS), number(rng, SUM_WIDTHS)
     if a < b:
         a, b = b, a
     return (a, b), rng.choice(SUB).format(a=a, b=b), sub_steps(a, b), f"{a} - {b} = {a - b}"
 
 
 def multiplication(rng):
-    a, d = number(rng, [1, 2, 2, 2, 3]), rng.randrange(2, 10)
+    a, d = number(rng, [1, 2, 2, 2, 2, 3]), rng.randrange(2, 10)
     left, right = (a, d) if rng.random() < 0.8 else (d, a)
     return (a, d), rng.choice(MUL).format(a=left, b=right), mul_steps(a, d), f"{left} x {right} = {a * d}"
 
 
 def percentage(rng):
-    p, n = 5 * rng.randrange(1, 20), 20 * rng.randrange(1, 101)
+    p = 5 * rng.randrange(1, 20)
+    n = 10 * rng.randrange(1, 101) if p % 10 == 0 else 20 * rng.randrange(1, 51)
     ten, tens, steps, parts = n // 10, p // 10, [f"10% is {n // 10}"], []
     if tens:
         if tens > 1:
-            steps.append(f"{tens}0%: " + mul_steps(ten, tens))
+            steps.append(f"{tens}0%: {mul_steps(ten, tens)}; {ten * tens}")
         parts.append(ten * tens)
     if p % 10:
         steps.append(f"5%: half of {ten}={ten // 2}")
@@ -130,19 +136,18 @@ def compare_steps(a, b):
     x, y = digits(a), digits(b)
     sign = ">" if a > b else "<" if a < b else "="
     if len(x) != len(y):
-        out = f"digits {len(x)}{sign}{len(y)}"
-    else:
-        out = f"digits {len(x)}={len(y)}"
-        for i in reversed(range(len(x))):
-            s = ">" if x[i] > y[i] else "<" if x[i] < y[i] else "="
-            out += f"; {PLACES[i]} {x[i]}{s}{y[i]}"
-            if s != "=":
-                break
-    return out + f"; {a}{sign}{b}"
+        return f"{a},{b}: digits {len(x)}{sign}{len(y)}; {a}{sign}{b}"
+    out = []
+    for i in reversed(range(len(x))):
+        s = ">" if x[i] > y[i] else "<" if x[i] < y[i] else "="
+        out.append(f"{PLACES[i]} {x[i]}{s}{y[i]}")
+        if s != "=":
+            break
+    return f"{a},{b}: " + "; ".join(out) + f"; {a}{sign}{b}"
 
 
 def comparison(rng):
-    a, b = number(rng, [1, 2, 2, 2, 3, 3, 4]), number(rng, [1, 2, 2, 2, 3, 3, 4])
+    a, b = number(rng, [1, 2, 2, 2, 2, 3]), number(rng, [1, 2, 2, 2, 2, 3])
     if rng.random() < 0.4:  # the same length, often the same first digit
         w = 10 ** (len(str(a)) - 1)
         b = a // w * w + rng.randrange(w) if rng.random() < 0.5 else rng.randrange(w if w > 1 else 0, 10 * w)
@@ -184,7 +189,7 @@ WORDS = sorted(set(WORDS))
 
 
 def word_in(rng, w):
-    return rng.choice([w] * 5 + [f"the word {w}"] * 4 + [f'"{w}"', f'the word "{w}"'])
+    return rng.choice([w, f"the word {w}"])
 
 
 COUNT = ["How many {l}'s are in {w}?", "How many {l}s are there in {w}?", "How many times does {l} appear in {w}?",
@@ -204,25 +209,31 @@ def letters(word):
     return f"\x01{word}\x02"
 
 
+def numbered(word, marked=""):
+    """1t2r3e(1)4e(2): every letter after its place, so that looking one up is copying what follows a number; the marked
+    letter's occurrences are counted along."""
+    n, out = 0, []
+    for i, c in enumerate(word):
+        n += c == marked
+        out.append(f"{i + 1}{c}" + (f"({n})" if c == marked else ""))
+    return out
+
+
 def counting(rng):
     w = rng.choice(WORDS)
     if rng.random() < 0.2:
-        thoughts = letters(",".join(f"{c}{i + 1}" for i, c in enumerate(w)))
-        return (w, ""), rng.choice(LENGTH).format(w=word_in(rng, w)), thoughts, f"{len(w)}"
+        return (w, ""), rng.choice(LENGTH).format(w=word_in(rng, w)), letters("".join(numbered(w))), f"{len(w)}"
     c = rng.choice(w) if rng.random() < 0.85 else rng.choice("abcdefghiklmnoprstuvwy")
-    n, out = 0, []
-    for x in w:
-        n += x == c
-        out.append(x + (str(n) if x == c else ""))
-    return (w, c), rng.choice(COUNT).format(l=c, w=word_in(rng, w)), letters(",".join(out)), f"{n}"
+    return (w, c), rng.choice(COUNT).format(l=c, w=word_in(rng, w)), letters("".join(numbered(w, c))), f"{w.count(c)}"
 
 
 def reversing(rng):
     w = rng.choice(WORDS)
-    spelled = letters("-".join(w))
+    spelled = numbered(w)
     if rng.random() < 0.15:
-        return ("spell", w), rng.choice(SPELL).format(w=word_in(rng, w)), spelled, letters("-".join(w))
-    return (w,), rng.choice(REVERSE).format(w=word_in(rng, w)), f"{spelled}, {letters('-'.join(w[::-1]))}", letters(w[::-1])
+        return ("spell", w), rng.choice(SPELL).format(w=word_in(rng, w)), letters("".join(spelled)), letters("-".join(w))
+    thoughts = letters("".join(spelled)) + "; " + letters("".join(reversed(spelled)))
+    return (w,), rng.choice(REVERSE).format(w=word_in(rng, w)), thoughts, letters(w[::-1])
 
 
 def sorting(rng):
@@ -231,9 +242,10 @@ def sorting(rng):
         if len({w[0] for w in ws}) == len(ws):
             break
     order = sorted(ws)
-    thoughts = ", ".join(f"{w} {letters(w[0])}" for w in ws) + "; " + letters("<".join(w[0] for w in order))
+    # Something before the first word, so that every word is the same token in question, thoughts and answer.
+    thoughts = "letters: " + ", ".join(f"{w} {letters(w[0])}" for w in ws) + "; " + letters("<".join(w[0] for w in order))
     ask = rng.choice(SORT).format(ws=rng.choice([", ", ", ", ", ", " "]).join(ws))
-    return tuple(ws), ask, thoughts, ", ".join(order)
+    return tuple(ws), ask, thoughts, "Sorted: " + ", ".join(order)
 
 
 # ---------------------------------------------------------------- word problems
