@@ -74,6 +74,9 @@ Result<std::vector<ReferencePrompt>> read_prompts(const weights::Checkpoint& fil
       prompt.positions.resize(prompt.tokens.size());
       std::iota(prompt.positions.begin(), prompt.positions.end(), 0);
     }
+    if (prompt.positions.empty())
+      return invalid_argument(
+          fmt::format("{}: {}positions: expected at least one, got none", where, prefix));
     for (size_t i = 0; i < prompt.positions.size(); ++i)
       if (prompt.positions[i] < (i == 0 ? 0 : prompt.positions[i - 1] + 1) ||
           static_cast<size_t>(prompt.positions[i]) >= prompt.tokens.size())

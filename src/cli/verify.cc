@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
-#include <map>
 
 #include "base/json.h"
 #include "base/log.h"
@@ -12,7 +11,7 @@
 #include "cli/console.h"
 #include "cli/model_setup.h"
 #include "cli/reference.h"
-#include "weights/safetensors_writer.h"
+#include "cli/submodule_data.h"
 
 namespace exo::cli {
 namespace {
@@ -53,29 +52,6 @@ double mean_kl(std::span<const float> ours, std::span<const float> theirs, size_
   return n_rows > 0 ? sum / static_cast<double>(n_rows) : 0;
 }
 
-/// "layers.3.mlp.gate.logits" belongs to "layers.3.mlp".
-std::string submodule_of(const std::string& name) {
-  for (std::string_view part : {".self_attn.", ".mlp."})
-    if (const size_t at = name.find(part); at != std::string::npos)
-      return name.substr(0, at + part.size() - 1);
-  if (!name.starts_with("layers.")) return "model";
-  return name.substr(0, name.find('.', 7));
-}
-
-/// Test data for each submodule: what this build computed, one file each.
-Status write_submodules(const std::string& folder, const CapturedTensors& captured) {
-  std::map<std::string, std::vector<weights::NamedTensor>> files;
-  for (const auto& [name, tensor] : captured.tensors())
-    files[submodule_of(name)].push_back({name, tensor.dtype, tensor.shape, tensor.bytes});
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error) return failed_precondition(fmt::format("{}: cannot make this folder", folder));
-  for (const auto& [submodule, tensors] : files)
-    EXO_RETURN_IF_ERROR(
-        weights::write_safetensors(fmt::format("{}/{}.safetensors", folder, submodule), tensors));
-  return ok_status();
-}
-
 class Verifier {
  public:
   Verifier(const weights::Checkpoint& reference, engine::Engine& engine, CapturedTensors& captured,
@@ -104,16 +80,23 @@ class Verifier {
     if (!prompt.greedy_ids.empty())
       EXO_RETURN_IF_ERROR(greedy(id, prompt.greedy_ids, logits, result));
     EXO_RETURN_IF_ERROR(compare_logits(prompt, logits, result));
-    if (!captured_.tensors().empty())
+    if (!prompt.inner.empty()) {
+      const size_t n = prompt.positions.size() * static_cast<size_t>(config().vocab_size);
       EXO_RETURN_IF_ERROR(
-          write_submodules(fmt::format("{}/{}", data_folder_, prompt.name), captured_));
+          write_submodule_data(fmt::format("{}/{}", data_folder_, prompt.name), reference_, prompt,
+                               captured_, std::span(logits).first(n), config().num_hidden_layers));
+    }
     engine_.remove_sequence(id);
     return result;
   }
 
  private:
+  const model::HfConfig& config() const { return engine_.plan().config; }
+
   Status compare_inner(const ReferencePrompt& prompt, PromptResult& result) {
-    captured_.want(prompt.inner);
+    std::vector<std::string> names = submodule_tensors(config().num_hidden_layers);
+    names.insert(names.end(), prompt.inner.begin(), prompt.inner.end());
+    captured_.want(std::move(names));
     EXO_ASSIGN_OR_RETURN(const engine::SequenceId id, engine_.add_sequence());
     EXO_RETURN_IF_ERROR(engine_.prefill(id, prompt.tokens, {}, {}));
     engine_.remove_sequence(id);
@@ -141,7 +124,7 @@ class Verifier {
                         PromptResult& result) {
     EXO_ASSIGN_OR_RETURN(const std::vector<float> theirs,
                          reference_.read_f32(prompt.name + ".logits"));
-    const auto vocab_size = static_cast<size_t>(engine_.plan().config.vocab_size);
+    const auto vocab_size = static_cast<size_t>(config().vocab_size);
     const size_t n = prompt.positions.size() * vocab_size;
     if (theirs.size() != n)
       return invalid_argument(fmt::format(
@@ -158,7 +141,7 @@ class Verifier {
   Status greedy(engine::SequenceId id, const std::vector<int32_t>& expected,
                 const std::vector<float>& logits, PromptResult& result) {
     Difference difference{.prompt = result.name, .name = "greedy.ids", .is_integer = true};
-    const auto vocab_size = static_cast<size_t>(engine_.plan().config.vocab_size);
+    const auto vocab_size = static_cast<size_t>(config().vocab_size);
     std::vector<float> row(logits.end() - static_cast<ptrdiff_t>(vocab_size), logits.end());
     for (size_t i = 0; i < expected.size(); ++i) {
       const auto best =
@@ -309,10 +292,10 @@ Status verify_command(const Context& context, const VerifyOptions& options) {
   needs.max_sequences = 2;
   needs.capture = &captured;
   EXO_ASSIGN_OR_RETURN(const LoadedModel loaded, load_model(context, options.model, needs));
-  Verifier verifier(
-      reference, *loaded.engine, captured,
+  const std::string data_folder =
       fmt::format("{}/verify/{}", context.paths.cache,
-                  std::filesystem::path(loaded.planned.cache_folder).filename().string()));
+                  std::filesystem::path(loaded.planned.cache_folder).filename().string());
+  Verifier verifier(reference, *loaded.engine, captured, data_folder);
   std::vector<PromptResult> results;
   for (const ReferencePrompt& prompt : prompts) {
     for (int32_t token : prompt.tokens)
@@ -324,6 +307,9 @@ Status verify_command(const Context& context, const VerifyOptions& options) {
     EXO_ASSIGN_OR_RETURN(PromptResult result, verifier.run(prompt));
     results.push_back(std::move(result));
   }
+  const bool has_data = std::any_of(prompts.begin(), prompts.end(),
+                                    [](const ReferencePrompt& p) { return !p.inner.empty(); });
+  if (has_data) say(fmt::format("exo: input and output of each submodule: {}", data_folder));
   const Verdict verdict = judge(results, loaded.planned.plan.limits.fp32_compute);
   const std::string report = report_text(loaded, options.model.isa, path, results, verdict);
   if (!options.report_file.empty())
