@@ -16,6 +16,11 @@ bool log_enabled(LogLevel level);
 void log_line(LogLevel level, std::string_view message);
 
 template <typename... Args>
+void log_trace(fmt::format_string<Args...> f, Args&&... args) {
+  if (log_enabled(LogLevel::trace))
+    log_line(LogLevel::trace, fmt::format(f, std::forward<Args>(args)...));
+}
+template <typename... Args>
 void log_debug(fmt::format_string<Args...> f, Args&&... args) {
   if (log_enabled(LogLevel::debug))
     log_line(LogLevel::debug, fmt::format(f, std::forward<Args>(args)...));

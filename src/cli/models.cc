@@ -25,6 +25,13 @@ struct Fit {
   bool fits_here = false;
 };
 
+/// Memory of the machines that are counted: --memory, else this one's.
+uint64_t counted_machine_bytes(const ModelsOptions& options) {
+  if (options.memory_gb > 0)
+    return std::max<uint64_t>(static_cast<uint64_t>(options.memory_gb * 1e9), 1);
+  return std::max<uint64_t>(total_memory_bytes(), 1);
+}
+
 struct Known {
   const hub::RegistryEntry* entry = nullptr;
   std::optional<model::HfConfig> config;
@@ -100,6 +107,8 @@ OrderedJson to_json(const Known& known) {
                       {"licence", text_or_null(e.licence)},
                       {"chat_format", text_or_null(e.chat_format)},
                       {"note", text_or_null(e.note)},
+                      {"source", text_or_null(e.source)},
+                      {"config_source", text_or_null(hub::config_source(e))},
                       {"folder", text_or_null(known.folder)}};
   if (known.config) {
     json["model_type"] = known.config->model_type;
@@ -116,12 +125,18 @@ OrderedJson to_json(const Known& known) {
   return json;
 }
 
-std::string memory_line(const std::vector<Fit>& fits) {
+/// `memory_gb`: as --memory was given; 0: against this machine.
+std::string memory_line(const std::vector<Fit>& fits, double memory_gb) {
   std::string text;
   for (const Fit& fit : fits) {
     text +=
         fmt::format("{}{} {}", text.empty() ? "" : " | ", fit.format, format_bytes(fit.n_bytes));
-    text += fit.fits_here ? " fits" : fmt::format(" {} machines", fit.n_machines);
+    if (memory_gb <= 0 && fit.fits_here)
+      text += " fits";
+    else if (memory_gb <= 0 && fit.n_machines == 1)
+      text += " more than is free";
+    else
+      text += fmt::format(" {} machine{}", fit.n_machines, fit.n_machines == 1 ? "" : "s");
   }
   return text;
 }
@@ -134,34 +149,49 @@ std::string here_line(const Known& known) {
   return text.empty() ? "not here" : text;
 }
 
+std::string list_row(std::string_view id, std::string_view parameters, std::string_view context,
+                     std::string_view checkpoint, std::string_view licence, std::string_view here) {
+  return fmt::format("{:<27}{:<13}{:>9}{:>12}  {:<23} {}\n", id, parameters, context, checkpoint,
+                     licence, here);
+}
+
 std::string list_text(const std::vector<Known>& models, const std::vector<hub::CacheInfo>& others,
-                      uint64_t machine_bytes) {
-  std::string text =
-      fmt::format("Memory: weights, cache of {} tokens and scratch; machines of {}.\n",
-                  format_count(kListedContextTokens), format_bytes(machine_bytes));
+                      const ModelsOptions& options) {
+  std::string text = list_row("model", "parameters", "context", "checkpoint", "licence", "here");
+  std::string unknown;
   for (const Known& known : models) {
     const hub::RegistryEntry& e = *known.entry;
-    text += fmt::format("{}", e.id);
-    if (!e.parameters.empty())
-      text += fmt::format("  {} ({} active)", e.parameters, e.active_parameters);
-    if (known.config)
-      text += fmt::format("  {} tokens", format_count(known.config->max_position_embeddings));
-    text += fmt::format("  {}  {}\n", e.licence.empty() ? "licence unknown" : e.licence,
-                        here_line(known));
-    text += known.config ? fmt::format("    {}\n", memory_line(known.fits))
-                         : fmt::format("    not runnable by name: {}\n", e.note);
+    if (!known.config) {
+      unknown += fmt::format("  {:<33}{}\n", e.id, e.hf_repo);
+      continue;
+    }
+    text += list_row(
+        e.id, e.parameters.empty() ? "" : fmt::format("{} ({})", e.parameters, e.active_parameters),
+        format_count(known.config->max_position_embeddings),
+        e.checkpoint_bytes > 0 ? format_bytes(e.checkpoint_bytes) : "",
+        e.licence.empty() ? "not established" : e.licence, here_line(known));
+    text += fmt::format("  {}\n", memory_line(known.fits, options.memory_gb));
   }
   for (const hub::CacheInfo& cache : others)
     text += fmt::format("{}  cache {} {}{}  {}\n", cache.model, cache.format,
                         format_bytes(cache.n_bytes), cache.complete ? "" : " (not whole)",
                         cache.folder);
+  text +=
+      fmt::format("\nMemory of a run: weights, cache of {} tokens and scratch; machines of {}{}.\n",
+                  format_count(kListedContextTokens), format_bytes(counted_machine_bytes(options)),
+                  options.memory_gb > 0 ? ""
+                                        : fmt::format(" (as this one, which has {} free)",
+                                                      format_bytes(available_memory_bytes())));
+  if (!unknown.empty())
+    text +=
+        "\nKnown, but not by their config.json: run them from their checkpoint's folder, which has "
+        "it.\n" +
+        unknown;
   return text;
 }
 
 Status list(const Context& context, const ModelsOptions& options) {
-  const uint64_t machine_bytes = options.memory_gb > 0
-                                     ? static_cast<uint64_t>(options.memory_gb * 1e9)
-                                     : std::max<uint64_t>(total_memory_bytes(), 1);
+  const uint64_t machine_bytes = counted_machine_bytes(options);
   const std::vector<hub::CacheInfo> caches = hub::list_caches(context.paths);
   std::vector<Known> models;
   for (const hub::RegistryEntry& entry : hub::registry())
@@ -171,7 +201,7 @@ Status list(const Context& context, const ModelsOptions& options) {
     if (std::none_of(models.begin(), models.end(),
                      [&](const Known& known) { return belongs_to(cache, known); }))
       others.push_back(cache);
-  if (!options.json) return write_out(list_text(models, others, machine_bytes));
+  if (!options.json) return write_out(list_text(models, others, options));
   OrderedJson json = {{"machine_bytes", machine_bytes}, {"context", kListedContextTokens}};
   json["models"] = OrderedJson::array();
   for (const Known& known : models) json["models"].push_back(to_json(known));
@@ -180,7 +210,7 @@ Status list(const Context& context, const ModelsOptions& options) {
   return write_out(json.dump(1, ' ', false, OrderedJson::error_handler_t::replace) + "\n");
 }
 
-std::string info_text(const Known& known) {
+std::string info_text(const Known& known, double memory_gb) {
   const hub::RegistryEntry& e = *known.entry;
   const auto line = [](std::string_view name, std::string_view value) {
     return value.empty() ? std::string() : fmt::format("  {:<18}{}\n", name, value);
@@ -201,21 +231,24 @@ std::string info_text(const Known& known) {
     text += line("context", fmt::format("{} tokens", format_count(c.max_position_embeddings)));
   }
   text += line("chat format", e.chat_format.empty() ? "the checkpoint's own" : e.chat_format);
-  text += line("memory", memory_line(known.fits));
-  text += line("config", e.config.empty() ? std::string_view("the checkpoint's own")
-                                          : std::string_view("embedded (src/hub/registry)"));
+  text += line("memory", memory_line(known.fits, memory_gb));
+  text += line("config", e.config.empty()
+                             ? "the checkpoint's own"
+                             : fmt::format("embedded: {}'s, {}", e.config, hub::config_source(e)));
+  text += line("facts from", e.source);
   text += line("here", here_line(known));
   text += line("note", e.note);
   return text;
 }
 
 Status info(const Context& context, const ModelsOptions& options) {
-  const uint64_t machine_bytes = std::max<uint64_t>(total_memory_bytes(), 1);
+  const uint64_t machine_bytes = counted_machine_bytes(options);
   const std::vector<hub::CacheInfo> caches = hub::list_caches(context.paths);
   const hub::RegistryEntry* entry = hub::find_entry(options.model);
   if (entry != nullptr) {
     const Known known = look_up(context, *entry, machine_bytes, caches);
-    return write_out(options.json ? to_json(known).dump(1) + "\n" : info_text(known));
+    return write_out(options.json ? to_json(known).dump(1) + "\n"
+                                  : info_text(known, options.memory_gb));
   }
   // A folder or an unknown repo: what its own files say.
   ModelOptions model;
@@ -230,7 +263,7 @@ Status info(const Context& context, const ModelsOptions& options) {
   for (const hub::CacheInfo& cache : caches)
     if (belongs_to(cache, known)) known.caches.push_back(cache);
   if (options.json) return write_out(to_json(known).dump(1) + "\n");
-  return write_out(planned.location.name + info_text(known));
+  return write_out(planned.location.name + info_text(known, options.memory_gb));
 }
 
 /// Asks on the terminal; without one the answer is no.
@@ -266,6 +299,9 @@ Status remove(const Context& context, const ModelsOptions& options) {
     std::error_code error;
     // The manifest first: what is left of an interrupted removal is no whole cache.
     std::filesystem::remove(cache.folder + "/weights.json", error);
+    const auto name = std::filesystem::path(cache.folder).filename();
+    std::filesystem::remove_all(context.paths.cache / std::filesystem::path("verify") / name,
+                                error);
     std::filesystem::remove_all(cache.folder, error);
     if (error)
       return failed_precondition(

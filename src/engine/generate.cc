@@ -119,6 +119,7 @@ Result<bool> Session::prefill(std::span<const int32_t> prompt, const GenerateOpt
     if (cancelled_by(options)) return false;
     const size_t n = std::min(chunk, prompt.size() - tokens_.size());
     const auto part = prompt.subspan(tokens_.size(), n);
+    const auto begin = Clock::now();
     std::vector<int32_t> wanted;
     if (tokens_.size() + n == prompt.size()) wanted.push_back(static_cast<int32_t>(n) - 1);
     EXO_RETURN_IF_ERROR(
@@ -127,6 +128,8 @@ Result<bool> Session::prefill(std::span<const int32_t> prompt, const GenerateOpt
           return ok_status();
         }));
     tokens_.insert(tokens_.end(), part.begin(), part.end());
+    log_debug("prompt tokens {} to {} in {:.1f} ms", tokens_.size() - n, tokens_.size(),
+              1e3 * seconds_since(begin));
     if (on_prefill)
       on_prefill(static_cast<int64_t>(tokens_.size() - n_known),
                  static_cast<int64_t>(prompt.size() - n_known));
@@ -179,6 +182,8 @@ Result<Generation> Session::generate(std::span<const int32_t> prompt,
     }
     stats.decode_s = seconds_since(first);
     result.ids.push_back(token);
+    log_trace("token {} of the answer: id {}, after {:.1f} ms", stats.n_generated, token,
+              1e3 * seconds_since(begin));
     const bool is_eos =
         std::find(options.eos_ids.begin(), options.eos_ids.end(), token) != options.eos_ids.end();
     if (is_eos || stream.push(token)) {

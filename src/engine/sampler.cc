@@ -39,6 +39,9 @@ Status check(const SamplingOptions& options) {
     return invalid_argument(
         fmt::format("top_p: expected more than 0 and at most 1, got {}", options.top_p));
   EXO_RETURN_IF_ERROR(check_range("min_p", options.min_p, 0, 1));
+  if (!(options.typical_p > 0 && options.typical_p <= 1))
+    return invalid_argument(
+        fmt::format("typical_p: expected more than 0 and at most 1, got {}", options.typical_p));
   if (!(options.repetition_penalty > 0 && options.repetition_penalty <= 100))
     return invalid_argument(fmt::format("repetition_penalty: expected more than 0 to 100, got {}",
                                         options.repetition_penalty));
@@ -85,7 +88,7 @@ void Sampler::adjust(std::span<const float> logits) {
   }
 }
 
-int32_t Sampler::draw() {
+double Sampler::softmax() {
   const double best = *std::max_element(adjusted_.begin(), adjusted_.end());
   candidates_.clear();
   double total = 0;
@@ -95,47 +98,76 @@ int32_t Sampler::draw() {
     candidates_.push_back({adjusted_[i], static_cast<int32_t>(i), p});
     total += p;
   }
+  return total;
+}
+
+double Sampler::keep_head(double total) {
+  // Only the head of the distribution is ever sorted: 4 times more of it until the filters end
+  // inside.
+  const auto better = [](const Candidate& a, const Candidate& b) {
+    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+  };
   size_t kept = candidates_.size();
-  const bool filtered = options_.top_k > 0 || options_.top_p < 1 || options_.min_p > 0;
-  if (filtered) {
-    // Only the head of the distribution is ever sorted: 4 times more of it until the filters end
-    // inside.
-    const auto better = [](const Candidate& a, const Candidate& b) {
-      return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-    };
-    if (options_.top_k > 0) kept = std::min(kept, static_cast<size_t>(options_.top_k));
-    if (kept < candidates_.size()) {
-      std::nth_element(candidates_.begin(), candidates_.begin() + static_cast<ptrdiff_t>(kept),
-                       candidates_.end(), better);
-      candidates_.resize(kept);
-      total = 0;
-      std::sort(candidates_.begin(), candidates_.end(), better);
-      for (const Candidate& c : candidates_) total += c.probability;
-    }
-    const size_t available = kept;
-    size_t sorted = 0;
-    double sum = 0;
-    for (kept = 0; kept < available; ++kept) {
-      if (kept == sorted) {
-        const size_t until = std::min(available, std::max<size_t>(256, sorted * 4));
-        const auto from = candidates_.begin() + static_cast<ptrdiff_t>(sorted);
-        const auto to = candidates_.begin() + static_cast<ptrdiff_t>(until);
-        std::partial_sort(from, to, candidates_.end(), better);
-        sorted = until;
-      }
-      // The token that reaches top_p is kept; the best token always is.
-      const double p = candidates_[kept].probability;
-      if (kept > 0 && (sum >= options_.top_p * total || p < options_.min_p)) break;
-      sum += p;
-    }
-    total = sum;
+  if (options_.top_k > 0) kept = std::min(kept, static_cast<size_t>(options_.top_k));
+  if (kept < candidates_.size()) {
+    std::nth_element(candidates_.begin(), candidates_.begin() + static_cast<ptrdiff_t>(kept),
+                     candidates_.end(), better);
+    candidates_.resize(kept);
+    total = 0;
+    std::sort(candidates_.begin(), candidates_.end(), better);
+    for (const Candidate& c : candidates_) total += c.probability;
   }
+  const size_t available = kept;
+  size_t sorted = 0;
+  double sum = 0;
+  for (kept = 0; kept < available; ++kept) {
+    if (kept == sorted) {
+      const size_t until = std::min(available, std::max<size_t>(256, sorted * 4));
+      const auto from = candidates_.begin() + static_cast<ptrdiff_t>(sorted);
+      const auto to = candidates_.begin() + static_cast<ptrdiff_t>(until);
+      std::partial_sort(from, to, candidates_.end(), better);
+      sorted = until;
+    }
+    // The token that reaches top_p is kept; the best token always is.
+    const double p = candidates_[kept].probability;
+    if (kept > 0 && (sum >= options_.top_p * total || p < options_.min_p)) break;
+    sum += p;
+  }
+  candidates_.resize(kept);
+  return sum;
+}
+
+double Sampler::keep_typical(double total) {
+  // Meister et al. 2022, equation 10: the smallest set of tokens of the least |-log p - entropy|
+  // that holds typical_p of the probability.
+  double entropy = 0;
+  for (const Candidate& c : candidates_)
+    if (c.probability > 0) entropy -= c.probability / total * std::log(c.probability / total);
+  const auto distance = [&](const Candidate& c) {
+    return std::fabs(-std::log(c.probability / total) - entropy);
+  };
+  std::sort(candidates_.begin(), candidates_.end(), [&](const Candidate& a, const Candidate& b) {
+    const double da = distance(a), db = distance(b);
+    return da != db ? da < db : a.id < b.id;
+  });
+  double sum = 0;
+  size_t kept = 0;
+  while (kept < candidates_.size() && sum < options_.typical_p * total)
+    sum += candidates_[kept++].probability;
+  candidates_.resize(kept);
+  return sum;
+}
+
+int32_t Sampler::draw() {
+  double total = softmax();
+  if (options_.top_k > 0 || options_.top_p < 1 || options_.min_p > 0) total = keep_head(total);
+  if (options_.typical_p < 1) total = keep_typical(total);
   double point = uniform(random_) * total;
-  for (size_t i = 0; i + 1 < kept; ++i) {
+  for (size_t i = 0; i + 1 < candidates_.size(); ++i) {
     point -= candidates_[i].probability;
     if (point < 0) return candidates_[i].id;
   }
-  return candidates_[kept - 1].id;
+  return candidates_.back().id;
 }
 
 Result<int32_t> Sampler::sample(std::span<const float> logits) {

@@ -1,5 +1,7 @@
-/// From logits to a token. The order is llama.cpp's and vLLM's common one: logit bias and undefined
-/// ids, penalties, temperature, then top-k, top-p, min-p on the softmax, then one draw.
+/// From logits to a token. The order is that of Hugging Face's generate(), whose
+/// generation_config.json gives the defaults: logit bias and undefined ids, penalties, temperature,
+/// then top-k, top-p, min-p, typical-p on the softmax, each on what the one before has left, then
+/// one draw. (min-p is a share of the best probability, which the others before it don't change.)
 #pragma once
 
 #include <cstdint>
@@ -17,6 +19,7 @@ struct SamplingOptions {
   int32_t top_k = 0;       ///< 0: off
   double top_p = 1;
   double min_p = 0;
+  double typical_p = 1;           ///< locally typical sampling (Meister et al. 2022); 1: off
   double repetition_penalty = 1;  ///< of tokens in prompt or output (Keskar et al. 2019)
   double presence_penalty = 0;    ///< of tokens in the output (OpenAI's API)
   double frequency_penalty = 0;
@@ -47,6 +50,11 @@ class Sampler {
   };
   void adjust(std::span<const float> logits);
   int32_t draw();
+  /// Fills candidates_ with the softmax of adjusted_. Like the two filters below, returns the sum
+  /// of their probabilities.
+  double softmax();
+  double keep_head(double total);  ///< top-k, top-p, min-p
+  double keep_typical(double total);
 
   SamplingOptions options_;
   std::vector<int32_t> undefined_ids_;

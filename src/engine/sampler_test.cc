@@ -120,6 +120,28 @@ TEST(Sampler, TopKTopPMinP) {
   EXPECT_EQ(draws(both, logits, 200).size(), 1u);
 }
 
+TEST(Sampler, TypicalP) {
+  // Probabilities 0.5, 0.25, 0.15, 0.1: entropy 1.2080 nats; -log p is 0.6931, 1.3863, 1.8971,
+  // 2.3026, so the order of distances is 1 (0.178), 0 (0.515), 2 (0.689), 3 (1.095).
+  const std::vector<float> logits{std::log(0.5f), std::log(0.25f), std::log(0.15f), std::log(0.1f)};
+  const auto drawn = [&](double typical_p, int32_t top_k) {
+    SamplingOptions options;
+    options.temperature = 1;
+    options.typical_p = typical_p;
+    options.top_k = top_k;
+    Sampler sampler(options, {});
+    std::vector<int32_t> ids;
+    for (const auto& [id, count] : draws(sampler, logits, 400)) ids.push_back(id);
+    return ids;
+  };
+  EXPECT_THAT(drawn(0.2, 0), ElementsAre(1));
+  EXPECT_THAT(drawn(0.3, 0), ElementsAre(0, 1));
+  EXPECT_THAT(drawn(0.8, 0), ElementsAre(0, 1, 2));
+  EXPECT_THAT(drawn(1, 0), ElementsAre(0, 1, 2, 3));
+  // Of the two that top_k leaves (2/3 and 1/3; entropy 0.6365) the first is the nearer one.
+  EXPECT_THAT(drawn(0.5, 2), ElementsAre(0));
+}
+
 TEST(Sampler, TopPOverAFlatVocabularyKeepsItsShare) {
   // More candidates than the first sorted run: the growing sort must not lose any.
   SamplingOptions options;
@@ -178,6 +200,7 @@ TEST(Sampler, OptionsAreChecked) {
   EXPECT_THAT(message([](auto& o) { o.top_p = 0; }), HasSubstr("top_p"));
   EXPECT_THAT(message([](auto& o) { o.top_p = 1.1; }), HasSubstr("got 1.1"));
   EXPECT_THAT(message([](auto& o) { o.min_p = 2; }), HasSubstr("min_p"));
+  EXPECT_THAT(message([](auto& o) { o.typical_p = 0; }), HasSubstr("typical_p"));
   EXPECT_THAT(message([](auto& o) { o.repetition_penalty = 0; }), HasSubstr("repetition_penalty"));
   EXPECT_THAT(message([](auto& o) { o.presence_penalty = 1e9; }), HasSubstr("presence_penalty"));
   EXPECT_THAT(message([](auto& o) { o.frequency_penalty = std::nan(""); }), HasSubstr("frequency"));

@@ -50,6 +50,8 @@ TEST(Registry, EntriesAreConsistent) {
       EXPECT_TRUE(repos.insert(entry.hf_repo).second) << entry.hf_repo;
     }
     EXPECT_EQ(find_entry(entry.id), &entry);
+    EXPECT_EQ(entry.source.empty(), entry.id == "tiny") << entry.id;
+    EXPECT_EQ(config_source(entry).empty(), !entry.has_config()) << entry.id;
     if (!entry.has_config()) {
       EXPECT_FALSE(config_of(entry).ok());
       EXPECT_FALSE(entry.note.empty()) << entry.id;

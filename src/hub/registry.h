@@ -30,6 +30,7 @@ struct RegistryEntry {
   uint64_t checkpoint_bytes = 0;       ///< tensor data of the official checkpoint; 0: unknown
   std::string_view licence;
   std::string_view note;
+  std::string_view source;  ///< where parameters and licence were read; empty for the shipped model
 
   /// Can be planned with nothing on disk.
   bool has_config() const { return !config.empty(); }
@@ -41,6 +42,8 @@ std::span<const RegistryEntry> registry();
 const RegistryEntry* find_entry(std::string_view id_or_repo);
 /// The embedded config.json of an entry. failed_precondition when it has none.
 Result<std::string_view> config_of(const RegistryEntry& entry);
+/// Where that config.json was copied from, and whether verbatim; empty when there is none.
+std::string_view config_source(const RegistryEntry& entry);
 /// The id nearest to a misspelt one, empty if none is near.
 std::string_view nearest_id(std::string_view id);
 
