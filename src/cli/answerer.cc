@@ -197,10 +197,8 @@ Result<std::pair<int32_t, float>> parse_bias(const std::string& text) {
 }  // namespace
 
 Result<std::unique_ptr<Answerer>> make_answerer(const Context& context, const RunOptions& options) {
-  if (context.exo.inference_engine == "dummy") {
-    EXO_RETURN_IF_ERROR(check_inference_engine(context));
+  if (context.exo.inference_engine == "dummy")
     return std::unique_ptr<Answerer>(std::make_unique<DummyAnswerer>());
-  }
   EXO_ASSIGN_OR_RETURN(LoadedModel loaded, load_model(context, options.model, {}));
   const PlannedModel& planned = loaded.planned;
   const std::string folder =
@@ -223,7 +221,8 @@ Result<engine::GenerateOptions> generate_options(const ExoFlags& exo, const RunO
       exo.default_temp.value_or(defaults.temperature.value_or(sampling.temperature)));
   sampling.top_k = flags.top_k.value_or(defaults.top_k.value_or(sampling.top_k));
   sampling.top_p = flags.top_p.value_or(defaults.top_p.value_or(sampling.top_p));
-  sampling.min_p = flags.min_p.value_or(sampling.min_p);
+  sampling.min_p = flags.min_p.value_or(defaults.min_p.value_or(sampling.min_p));
+  sampling.typical_p = flags.typical_p.value_or(defaults.typical_p.value_or(sampling.typical_p));
   sampling.repetition_penalty = flags.repetition_penalty.value_or(
       defaults.repetition_penalty.value_or(sampling.repetition_penalty));
   sampling.presence_penalty = flags.presence_penalty.value_or(sampling.presence_penalty);

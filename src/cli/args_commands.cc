@@ -59,6 +59,8 @@ void add_sampling(CLI::App& command, SamplingFlags& sampling) {
   add("--top-k", sampling.top_k, "only the k most probable (0: off)")->check(whole_number(0));
   add("--top-p", sampling.top_p, "only the most probable that reach this share together");
   add("--min-p", sampling.min_p, "only those at least this share of the most probable");
+  add("--typical-p", sampling.typical_p,
+      "only those of the most typical surprise that reach this share together (1: off)");
   add("--seed", sampling.seed, "the same seed gives the same text (default: a new one)")
       ->check(whole_number(0));
   add("--stop", sampling.stops, "text that ends the answer and isn't shown (repeatable)");
@@ -167,14 +169,17 @@ void add_models(CLI::App& command, ModelsOptions& models) {
   CLI::App* list = command.add_subcommand("list", "what is known, what is here, what fits");
   list->add_flag("--json", models.json, "as JSON");
   list->add_option("--memory", models.memory_gb, "count machines of this many GB instead of ours")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(0.001, 1e9));
   list->callback([&models] { models.action = ModelsOptions::Action::list; });
   list->footer("Examples:\n  exo models list\n  exo models list --memory 64");
   CLI::App* info = command.add_subcommand("info", "everything about one");
   info->add_option("MODEL", models.model, "registry id, repo id or folder")->required();
   info->add_flag("--json", models.json, "as JSON");
+  info->add_option("--memory", models.memory_gb, "count machines of this many GB instead of ours")
+      ->check(CLI::Range(0.001, 1e9));
   info->callback([&models] { models.action = ModelsOptions::Action::info; });
-  info->footer("Examples:\n  exo models info deepseek-v3");
+  info->footer(
+      "Examples:\n  exo models info deepseek-v3\n  exo models info kimi-k2-instruct --memory 128");
   CLI::App* remove = command.add_subcommand("rm", "remove a model's weight caches");
   remove->add_option("MODEL", models.model, "registry id, repo id or folder")->required();
   remove->add_flag("--yes,-y", models.yes, "don't ask");
@@ -204,7 +209,8 @@ void add_verify(CLI::App& command, VerifyOptions& verify) {
   verify.model.fp32_compute = true;
   add_model_options(command, verify.model, kModel | kRunning);
   command.add_option("--reference", verify.reference,
-                     "recorded outputs (default: goldens.safetensors in MODEL's folder)");
+                     "recorded outputs (default: reference.safetensors or goldens.safetensors "
+                     "in MODEL's folder)");
   command.add_option("--report", verify.report_file, "write the report to this file, too");
   command.add_flag("--json", verify.json, "as JSON");
   command.footer(

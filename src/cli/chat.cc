@@ -17,18 +17,16 @@ namespace {
 constexpr std::string_view kHelp =
     "/help             this text\n"
     "/reset            forget the conversation\n"
-    "/system TEXT      the system text (/system alone shows it; /system - takes it away)\n"
-    "/set NAME VALUE   temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,\n"
-    "                  frequency_penalty, seed, max_tokens, think, hide_thinking (/set alone "
-    "shows\n"
-    "                  them)\n"
+    "/system TEXT      the system text (alone: show it; -: take it away)\n"
+    "/set NAME VALUE   temperature, top_k, top_p, min_p, typical_p, seed, max_tokens,\n"
+    "                  repetition_penalty, presence_penalty, frequency_penalty, think,\n"
+    "                  hide_thinking (alone: show them)\n"
     "/save FILE        write the conversation; /load FILE reads it back\n"
     "/regenerate       answer the last message again\n"
-    "/stats            figures of the last answer, and how full the context is\n"
+    "/stats            figures of the last answer; how full the context is\n"
     "/exit             leave (Ctrl-D does, too)\n"
-    "Ctrl-C stops an answer. A line that ends in \\ goes on in the next one; \"\"\" begins and "
-    "ends\n"
-    "a text of several lines.\n";
+    "Ctrl-C stops an answer. A line that ends in \\ goes on in the next one; \"\"\" begins\n"
+    "and ends a text of several lines, and what is pasted is one message.\n";
 
 template <typename T>
 bool parse_number(const std::string& text, T& out) {
@@ -188,6 +186,7 @@ bool Chat::set_number(const std::string& name, const std::string& value) {
   }
   if (name == "top_p") return real(s.top_p);
   if (name == "min_p") return real(s.min_p);
+  if (name == "typical_p") return real(s.typical_p);
   if (name == "repetition_penalty") return real(s.repetition_penalty);
   if (name == "presence_penalty") return real(s.presence_penalty);
   if (name == "frequency_penalty") return real(s.frequency_penalty);
@@ -232,12 +231,13 @@ void Chat::show_settings() {
   if (!generate.ok()) return tell(generate.status().message());
   const engine::SamplingOptions& s = generate->sampling;
   tell(fmt::format(
-      "temperature {}, top_k {}, top_p {}, min_p {}, repetition_penalty {}, presence_penalty {}, "
-      "frequency_penalty {}, seed {}, max_tokens {}, think {}, hide_thinking {}",
-      s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.presence_penalty,
-      s.frequency_penalty, options_.sampling.seed ? std::to_string(s.seed) : "new each time",
-      generate->max_tokens, options_.thinking.value_or(false) ? "on" : "off",
-      options_.hide_thinking ? "on" : "off"));
+      "temperature {}, top_k {}, top_p {}, min_p {}, typical_p {}, repetition_penalty {}, "
+      "presence_penalty {}, frequency_penalty {}, seed {}, max_tokens {}, think {}, hide_thinking "
+      "{}",
+      s.temperature, s.top_k, s.top_p, s.min_p, s.typical_p, s.repetition_penalty,
+      s.presence_penalty, s.frequency_penalty,
+      options_.sampling.seed ? std::to_string(s.seed) : "new each time", generate->max_tokens,
+      options_.thinking.value_or(false) ? "on" : "off", options_.hide_thinking ? "on" : "off"));
 }
 
 bool Chat::answer() {
@@ -344,11 +344,26 @@ void AnswerPrinter::print(const text::ReasoningSplitter::Piece& piece) {
     in_reasoning_ = true;
     write(piece.reasoning);
   }
-  if (!piece.content.empty()) {
-    if (in_reasoning_) write(colour_ ? "\x1b[0m" : "</think>");
-    in_reasoning_ = false;
-    write(piece.content);
+  if (!piece.content.empty()) print_content(piece.content);
+}
+
+void AnswerPrinter::print_content(std::string_view content) {
+  // Models put blank lines between the two. A person sees one of them, other programs all.
+  if (in_reasoning_) {
+    line_ended_ = last_ == '\n';
+    write(colour_ ? "\x1b[0m" : "</think>");
+    between_ = colour_;
+  } else if (hidden_said_ && !anything_) {
+    between_ = true;
   }
+  in_reasoning_ = false;
+  if (between_) {
+    content.remove_prefix(std::min(content.find_first_not_of(" \t\r\n"), content.size()));
+    if (content.empty()) return;
+    if (anything_) write(line_ended_ ? "\n" : "\n\n");
+    between_ = false;
+  }
+  write(content);
 }
 
 void AnswerPrinter::finish() {
@@ -361,7 +376,9 @@ void AnswerPrinter::finish() {
 Status chat(const Context& context, const RunOptions& options) {
   EXO_ASSIGN_OR_RETURN(auto answerer, make_answerer(context, options));
   EXO_RETURN_IF_ERROR(generate_options(context.exo, options, answerer->defaults()).status());
-  auto lines = LineEditor::create(context.paths.exo_home + "/history");
+  auto lines = LineEditor::create(
+      context.paths.exo_home + "/history",
+      {"/help", "/reset", "/system", "/set", "/save", "/load", "/regenerate", "/stats", "/exit"});
   const InterruptScope interrupt;
   Chat session(context, options, std::move(answerer), std::move(lines));
   return session.run();

@@ -28,8 +28,11 @@ class AnswerPrinter {
 
  private:
   void write(std::string_view text);
+  void print_content(std::string_view content);
   bool enabled_, hide_thinking_, colour_;
   bool in_reasoning_ = false, anything_ = false, hidden_said_ = false;
+  bool between_ = false;     ///< reasoning has ended and nothing of the content is shown
+  bool line_ended_ = false;  ///< by the reasoning
   char last_ = '\n';
   Status status_;
 };

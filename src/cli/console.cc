@@ -17,12 +17,15 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 std::atomic<bool> g_interrupted{false};
+std::atomic<void (*)()> g_before_exit{nullptr};
 struct sigaction g_previous {};
 
 constexpr int kInterruptedExit = 130;
 
 extern "C" void on_interrupt(int) {
-  if (g_interrupted.exchange(true)) ::_exit(kInterruptedExit);
+  if (!g_interrupted.exchange(true)) return;
+  if (auto* restore = g_before_exit.load()) restore();
+  ::_exit(kInterruptedExit);
 }
 extern "C" void exit_now(int) { ::_exit(kInterruptedExit); }
 
@@ -169,6 +172,8 @@ InterruptScope::InterruptScope() {
 InterruptScope::~InterruptScope() { ::sigaction(SIGINT, &g_previous, nullptr); }
 
 const std::atomic<bool>& InterruptScope::flag() { return g_interrupted; }
+
+void InterruptScope::before_exit(void (*restore)()) { g_before_exit.store(restore); }
 
 void InterruptScope::reset() { g_interrupted.store(false); }
 

@@ -71,6 +71,9 @@ class InterruptScope {
   static const std::atomic<bool>& flag();
   static bool interrupted() { return flag().load(); }
   static void reset();
+  /// Called before that second Ctrl-C ends the program; what a signal handler may call. nullptr:
+  /// nothing.
+  static void before_exit(void (*restore)());
 };
 
 }  // namespace exo::cli

@@ -47,7 +47,8 @@ hub::StorePaths store_paths(const Environment& environment, const std::string& e
   paths.cache = environment.cache.empty() ? paths.exo_home + "/cache" : environment.cache;
   paths.default_model = environment.default_model;
   if (!executable.empty())
-    paths.shipped_models = {executable + "/../../models", executable + "/../share/exo/models"};
+    paths.shipped_models = {hub::absolute_path(executable + "/../../models"),
+                            hub::absolute_path(executable + "/../share/exo/models")};
   return paths;
 }
 

@@ -206,6 +206,10 @@ Status check_inference_engine(const Context& context) {
         "--inference-engine tinygrad, the native engine (the default)");
 #endif
   }
+  if (context.exo.inference_engine == "dummy")
+    return invalid_argument(
+        "--inference-engine dummy: it has no weights and no numbers, so that only `exo run` can "
+        "use it; leave it out for this command");
   const std::string& cuda = context.environment.cuda;
   if (!cuda.empty() && cuda != "0")
     return unavailable(fmt::format(

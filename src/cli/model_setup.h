@@ -58,7 +58,8 @@ struct LoadedModel {
 Result<LoadedModel> load_model(const Context& context, const ModelOptions& options,
                                const RunNeeds& needs);
 
-/// Refuses --inference-engine mlx and CUDA=1 where they can't act: said in one sentence.
+/// Refuses --inference-engine mlx and dummy, and CUDA=1, where a model has to run and they can't
+/// act: said in one sentence.
 Status check_inference_engine(const Context& context);
 
 }  // namespace exo::cli

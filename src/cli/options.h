@@ -44,7 +44,7 @@ struct ModelOptions {
 struct SamplingFlags {
   std::optional<double> temperature;
   std::optional<int> top_k;
-  std::optional<double> top_p, min_p;
+  std::optional<double> top_p, min_p, typical_p;
   std::optional<double> repetition_penalty, presence_penalty, frequency_penalty;
   std::vector<std::string> logit_bias;  ///< "ID=BIAS"
   std::optional<uint64_t> seed;

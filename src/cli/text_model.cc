@@ -110,6 +110,8 @@ Result<GenerationDefaults> generation_defaults(const std::string& folder,
   defaults.temperature = 1;  // transformers' default of a sampling model
   EXO_RETURN_IF_ERROR(read("temperature", defaults.temperature));
   EXO_RETURN_IF_ERROR(read("top_p", defaults.top_p));
+  EXO_RETURN_IF_ERROR(read("min_p", defaults.min_p));
+  EXO_RETURN_IF_ERROR(read("typical_p", defaults.typical_p));
   EXO_RETURN_IF_ERROR(read("repetition_penalty", defaults.repetition_penalty));
   if (object.has("top_k")) {
     EXO_ASSIGN_OR_RETURN(const int64_t top_k, object.integer("top_k", 0, INT32_MAX));

@@ -28,7 +28,7 @@ Result<const text::ChatFormat*> chat_format_of(const hub::ModelLocation& at,
 Result<text::Tokenizer> byte_tokenizer(int64_t vocab_size);
 
 struct GenerationDefaults {
-  std::optional<double> temperature, top_p, repetition_penalty;
+  std::optional<double> temperature, top_p, min_p, typical_p, repetition_penalty;
   std::optional<int> top_k;
   std::vector<int32_t> eos_ids;
 };
