@@ -21,6 +21,10 @@ Status write_file_atomic(const std::string& path, std::string_view bytes);
 /// A file written piece by piece that gets its name only when it is whole: bytes go to `path +
 /// ".tmp.<pid>"`, commit() fsyncs it, renames it over `path` and fsyncs the folder. Destroyed
 /// uncommitted it leaves nothing; a killed process leaves the .tmp file.
+///
+/// What is appended goes to the system in pieces of 4 MiB at multiples of 4 MiB: Linux then keeps
+/// the file in huge pages (ext4 since 6.16, XFS), and maps it with them. Pages of 4 KiB cost the
+/// int4 product of 48 rows a third of its speed.
 class AtomicFile {
  public:
   static Result<AtomicFile> create(const std::string& path);
@@ -34,9 +38,11 @@ class AtomicFile {
 
  private:
   std::string temporary() const;
+  Status flush();
   int fd_ = -1;
   uint64_t size_bytes_ = 0;
   std::string path_;
+  std::string pending_;  // not yet written, the end of size_bytes_
 };
 
 /// An exclusive lock on the file `path` (made if missing, left behind), given up on destruction and
@@ -122,6 +128,9 @@ void leave_signals_to_other_threads();
 /// Processors this process may use: the affinity mask, cut by the cgroup's CPU quota (rounded up);
 /// at least 1.
 int usable_cpus();
+
+/// Bytes of the last-level cache (shared ones whole), 0 where the system doesn't say.
+uint64_t last_level_cache_bytes();
 
 /// The smaller of the machine's memory and the cgroup's limit.
 uint64_t total_memory_bytes();

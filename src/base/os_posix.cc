@@ -31,6 +31,8 @@ Status errno_status(std::string_view what, const std::string& path) {
   return failed_precondition(std::move(message));
 }
 
+constexpr size_t kWriteBytes = size_t{4} << 20;  // see AtomicFile
+
 // A descriptor closed at the end of its scope.
 class Fd {
  public:
@@ -141,6 +143,7 @@ AtomicFile& AtomicFile::operator=(AtomicFile&& other) noexcept {
   std::swap(fd_, other.fd_);
   std::swap(size_bytes_, other.size_bytes_);
   std::swap(path_, other.path_);
+  std::swap(pending_, other.pending_);
   return *this;
 }
 
@@ -151,13 +154,25 @@ AtomicFile::~AtomicFile() {
 }
 
 Status AtomicFile::append(const void* data, uint64_t n_bytes) {
-  EXO_RETURN_IF_ERROR(
-      write_all(fd_, std::string_view(static_cast<const char*>(data), n_bytes), temporary()));
-  size_bytes_ += n_bytes;
+  std::string_view bytes(static_cast<const char*>(data), n_bytes);
+  while (!bytes.empty()) {
+    const std::string_view piece = bytes.substr(0, kWriteBytes - pending_.size());
+    pending_ += piece;
+    size_bytes_ += piece.size();
+    bytes.remove_prefix(piece.size());
+    if (pending_.size() == kWriteBytes) EXO_RETURN_IF_ERROR(flush());
+  }
+  return ok_status();
+}
+
+Status AtomicFile::flush() {
+  EXO_RETURN_IF_ERROR(write_all(fd_, pending_, temporary()));
+  pending_.clear();
   return ok_status();
 }
 
 Status AtomicFile::commit() {
+  EXO_RETURN_IF_ERROR(flush());
   if (::fsync(fd_) != 0) return errno_status("fsync", temporary());
   if (::rename(temporary().c_str(), path_.c_str()) != 0)
     return errno_status("rename to " + path_, temporary());
@@ -212,6 +227,10 @@ Result<MappedFile> MappedFile::open(const std::string& path) {
   void* data = ::mmap(nullptr, file.size_bytes_, PROT_READ, MAP_SHARED, fd.get(), 0);
   if (data == MAP_FAILED) return errno_status("map", path);
   file.data_ = static_cast<std::byte*>(data);
+#ifdef MADV_HUGEPAGE
+  // What must be read from the disk is read into huge pages, where the file system has them.
+  ::madvise(data, file.size_bytes_, MADV_HUGEPAGE);
+#endif
   return file;
 }
 
@@ -351,6 +370,16 @@ int usable_cpus() {
     if (quota > 0 && period > 0) n = std::min(n, static_cast<int>(std::ceil(quota / period)));
   }
   return std::max(n, 1);
+}
+
+uint64_t last_level_cache_bytes() {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  for (const int level : {_SC_LEVEL4_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE}) {
+    const auto n = ::sysconf(level);
+    if (n > 0) return static_cast<uint64_t>(n);
+  }
+#endif
+  return 0;
 }
 
 uint64_t total_memory_bytes() {

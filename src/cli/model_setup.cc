@@ -20,7 +20,7 @@ namespace exo::cli {
 namespace {
 
 constexpr uint64_t kMaxConfigBytes = 16 << 20;
-constexpr int64_t kDefaultChunk = 512;
+constexpr int64_t kDefaultChunk = 2048;
 
 std::string join(const std::string& folder, std::string_view name) {
   return fmt::format("{}/{}", folder, name);

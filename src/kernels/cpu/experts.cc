@@ -1,6 +1,10 @@
 /// Gated MLPs in two waves of tasks, dynamically shared: (expert, block of gate and up panels) with
 /// SiLU fused, then blocks of output columns, each running its experts in ascending order and the
 /// shared one last, so that nothing is added by two threads and the order never changes.
+///
+/// Where there are several experts of many rows for each thread, a task of the first wave is all of
+/// an expert's panels: the thread gathers the expert's rows, multiplies and packs them while its
+/// own second-level cache has them.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -18,6 +22,12 @@ namespace {
 // What a thread's products are written to before they are used: 512 rows of 256 outputs.
 constexpr int64_t kThreadBufferBytes = ops::kThreadScratchBytes;
 constexpr int64_t kBufferFloats = kThreadBufferBytes / 4;
+// Weight bytes of a first-wave task of few rows, and panel pairs of one of many: a block of 512
+// rows fits the buffer.
+constexpr int64_t kExpertTaskBytes = 128 << 10;
+constexpr int64_t kMostPairs = 4;
+static_assert(kMaxTaskRows * kMostPairs * 2 * kPanelRows <= kBufferFloats);
+constexpr int64_t kJobsForEachThread = 6;
 // Jobs of at most so many rows are packed by the thread that finishes their hidden values.
 constexpr int64_t kMaxRowsPackedAtOnce = 32;
 
@@ -31,7 +41,8 @@ struct Job {
   float* hidden = nullptr;  // [n_rows, hidden_stride]
   int64_t hidden_stride = 0;
   PackedRows packed_hidden;
-  Blocks rows, pairs;                  // of the first wave
+  Blocks rows, pairs;                  // of the first wave's tasks
+  bool alone = false;                  // a task is all pairs: it gathers and packs by itself
   int64_t first_task = 0;              // in the first wave
   std::atomic<int64_t> tasks_left{0};  // of the first wave
 };
@@ -41,6 +52,7 @@ struct Plan {
   int64_t n_jobs = 0;
   int64_t n_routed_jobs = 0;
   int64_t n_tasks = 0;
+  int n_threads = 1;
   std::byte* scratch = nullptr;  // per thread: the kernel's, then the buffer
   MatmulKernel kernel = nullptr;
 
@@ -99,13 +111,19 @@ Status take_hidden(Job& job, Arena& arena) {
   return ok_status();
 }
 
-// Cuts a job's first wave; `all_pairs` is what all jobs have together.
-void cut_first_wave(Job& job, int64_t all_pairs, int n_threads) {
+// Cuts a job's first wave; `all_pairs` is what all n_jobs jobs have together.
+void cut_first_wave(Job& job, int64_t all_pairs, int64_t n_jobs, int n_threads) {
   const int64_t n_rows = job.x.n_rows, n_pairs = job.gate_up->n_panels() / 2;
   job.rows = row_blocks(n_rows);
+  job.alone = job.tokens != nullptr && n_rows > 1 && job.rows.count == 1 &&
+              n_jobs >= kJobsForEachThread * n_threads;
+  if (job.alone) {
+    job.pairs = {n_pairs, 1};
+    return;
+  }
   const int64_t by_bytes =
-      std::min<int64_t>(ceil_div(kTaskWeightBytes, 2 * job.gate_up->panel_bytes()), 64);
-  const int64_t wanted = n_rows > 16 ? 4 : by_bytes;
+      std::min<int64_t>(ceil_div(kExpertTaskBytes, 2 * job.gate_up->panel_bytes()), 64);
+  const int64_t wanted = n_rows > 16 ? kMostPairs : by_bytes;
   const int64_t size = std::clamp<int64_t>(all_pairs / (4 * n_threads), 1, wanted);
   job.pairs = {size, ceil_div(n_pairs, size)};
 }
@@ -138,7 +156,7 @@ Status add_routed_jobs(const ops::ExpertsArgs& args, Plan& plan, ops::OpContext&
 
 Result<Plan> make_plan(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ctx) {
   Plan plan;
-  const int n_threads = ctx.pool->n_threads();
+  const int n_threads = plan.n_threads = ctx.pool->n_threads();
   const auto n_experts = static_cast<int64_t>(args.ids.empty() ? 0 : args.down.size());
   const int64_t most_jobs = std::min(n_experts, args.ids.n_elements()) + 1;
   plan.jobs = ctx.arena->take<Job>(most_jobs);
@@ -155,7 +173,7 @@ Result<Plan> make_plan(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ct
   for (int64_t j = 0; j < plan.n_jobs; ++j) all_pairs += plan.jobs[j].gate_up->n_panels() / 2;
   for (int64_t j = 0; j < plan.n_jobs; ++j) {
     Job& job = plan.jobs[j];
-    cut_first_wave(job, all_pairs, n_threads);
+    cut_first_wave(job, all_pairs, plan.n_jobs, n_threads);
     job.first_task = plan.n_tasks;
     const int64_t n = job.rows.count * job.pairs.count;
     job.tasks_left.store(n, std::memory_order_relaxed);
@@ -180,11 +198,17 @@ void gather_row(const PackedRows& from, int64_t from_row, const PackedRows& to, 
   std::copy_n(from.group_sums + from_row * n_groups, n_groups, to.group_sums + to_row * n_groups);
 }
 
+void gather_job(const ops::ExpertsArgs& args, const Job& job) {
+  for (int64_t r = 0; r < job.x.n_rows; ++r) gather_row(args.x, job.tokens[r], job.x, r);
+}
+
 void gather(const ops::ExpertsArgs& args, const Plan& plan, ThreadPool& pool) {
   if (args.x.n_rows == 1) return;  // jobs use the one row itself
+  const bool all_alone = std::all_of(plan.jobs, plan.jobs + plan.n_routed_jobs,
+                                     [](const Job& job) { return job.alone; });
+  if (all_alone) return;
   pool.parallel_for(plan.n_routed_jobs, [&](int64_t j, int) {
-    const Job& job = plan.jobs[j];
-    for (int64_t r = 0; r < job.x.n_rows; ++r) gather_row(args.x, job.tokens[r], job.x, r);
+    if (!plan.jobs[j].alone) gather_job(args, plan.jobs[j]);
   });
 }
 
@@ -195,32 +219,58 @@ void pack_hidden(const Job& job, int64_t begin, int64_t end, const VectorKernels
     v.pack_row(job.hidden + r * job.hidden_stride, r, job.packed_hidden);
 }
 
-void run_hidden_task(const Plan& plan, int64_t task, int thread, const VectorKernels& v) {
+Job& job_of(const Plan& plan, int64_t task) {
   Job* after = std::upper_bound(plan.jobs, plan.jobs + plan.n_jobs, task,
                                 [](int64_t t, const Job& j) { return t < j.first_task; });
-  Job& job = *(after - 1);
+  return *(after - 1);
+}
+
+Panels hidden_panels(const Plan& plan, int64_t task) {
+  if (task >= plan.n_tasks) return {};
+  const Job& job = job_of(plan, task);
   // Rows innermost: threads that run at one time share weights.
-  const int64_t i = task - job.first_task;
-  const int64_t row = i % job.rows.count * job.rows.size;
-  const int64_t pair = i / job.rows.count * job.pairs.size;
-  const int64_t n_rows = std::min(job.rows.size, job.x.n_rows - row);
-  const int64_t n_pairs = std::min(job.pairs.size, job.gate_up->n_panels() / 2 - pair);
+  const int64_t pair = (task - job.first_task) / job.rows.count * job.pairs.size;
+  return {job.gate_up, 2 * pair, 2 * std::min(job.pairs.size, job.gate_up->n_panels() / 2 - pair)};
+}
+
+// Rows [row, row + n_rows) of the job with some panel pairs, whose products fit the buffer.
+void run_hidden_pairs(const Plan& plan, const Job& job, int64_t row, int64_t n_rows, Panels panels,
+                      Panels next, int thread, const VectorKernels& v) {
+  const int64_t pair = panels.begin / 2, n_pairs = panels.count / 2;
   float* buffer = plan.buffer(thread);
   plan.kernel({.x = &job.x,
                .row_begin = row,
                .n_rows = n_rows,
-               .w = job.gate_up,
-               .panel_begin = 2 * pair,
-               .n_panels = 2 * n_pairs,
+               .w = panels.w,
+               .panel_begin = panels.begin,
+               .n_panels = panels.count,
                .out = buffer,
                .out_stride = 32 * n_pairs,
                .accumulate = false,
-               .scratch = plan.kernel_scratch(thread)});
+               .scratch = plan.kernel_scratch(thread),
+               .next = next});
   for (int64_t r = 0; r < n_rows; ++r)
     v.silu_mul(buffer + r * 32 * n_pairs, job.hidden + (row + r) * job.hidden_stride + pair * 16,
                n_pairs);
+}
+
+void run_hidden_task(const ops::ExpertsArgs& args, const Plan& plan, int64_t task, int thread,
+                     const VectorKernels& v) {
+  Job& job = job_of(plan, task);
+  const Panels panels = hidden_panels(plan, task);
+  const Panels next = hidden_panels(plan, task + plan.n_threads);
+  const int64_t row = (task - job.first_task) % job.rows.count * job.rows.size;
+  const int64_t n_rows = std::min(job.rows.size, job.x.n_rows - row);
+  if (job.alone) gather_job(args, job);
+  const int64_t step = job.alone ? 2 * kMostPairs : panels.count, end = panels.begin + panels.count;
+  for (int64_t panel = panels.begin; panel < end; panel += step) {
+    const int64_t left = end - panel - step;
+    run_hidden_pairs(plan, job, row, n_rows, {panels.w, panel, std::min(step, end - panel)},
+                     left > 0 ? Panels{panels.w, panel + step, std::min(step, left)} : next, thread,
+                     v);
+  }
   if (job.tasks_left.fetch_sub(1, std::memory_order_acq_rel) == 1 &&
-      job.x.n_rows <= kMaxRowsPackedAtOnce)
+      (job.alone || job.x.n_rows <= kMaxRowsPackedAtOnce))
     pack_hidden(job, 0, job.x.n_rows, v);
 }
 
@@ -230,12 +280,10 @@ void pack_large_jobs(const Plan& plan, ThreadPool& pool, const VectorKernels& v)
   for (int64_t j = 0; j < plan.n_jobs; ++j) {
     Job& job = plan.jobs[j];
     job.first_task = n_tasks;
-    if (job.x.n_rows > kMaxRowsPackedAtOnce) n_tasks += ceil_div(job.x.n_rows, 16);
+    if (!job.alone && job.x.n_rows > kMaxRowsPackedAtOnce) n_tasks += ceil_div(job.x.n_rows, 16);
   }
   pool.parallel_for(n_tasks, [&](int64_t task, int) {
-    Job* after = std::upper_bound(plan.jobs, plan.jobs + plan.n_jobs, task,
-                                  [](int64_t t, const Job& j) { return t < j.first_task; });
-    const Job& job = *(after - 1);
+    const Job& job = job_of(plan, task);
     const int64_t row = (task - job.first_task) * 16;
     pack_hidden(job, row, std::min(row + 16, job.x.n_rows), v);
   });
@@ -243,20 +291,11 @@ void pack_large_jobs(const Plan& plan, ThreadPool& pool, const VectorKernels& v)
 
 // -- the second wave ------------------------------------------------------------------------------
 
-MatmulTask down_task(const Plan& plan, const Job& job, int64_t row, int64_t n_rows, int64_t panel,
-                     int64_t n_panels, int thread) {
-  return {.x = &job.packed_hidden,
-          .row_begin = row,
-          .n_rows = n_rows,
-          .w = job.down,
-          .panel_begin = panel,
-          .n_panels = n_panels,
-          .scratch = plan.kernel_scratch(thread)};
-}
-
-// Output columns of the panels [panel, panel + n_panels), all tokens.
-void run_down_task(const ops::ExpertsArgs& args, const Plan& plan, int64_t panel, int64_t n_panels,
+// Output columns of the panels [panel, panel + n_panels), all tokens. `next`: the panels of this
+// thread's next task.
+void run_down_task(const ops::ExpertsArgs& args, const Plan& plan, Panels mine, Panels next,
                    int thread, const VectorKernels& v) {
+  const auto [_, panel, n_panels] = mine;
   const int64_t column = panel * kPanelRows;
   const int64_t n_columns = std::min(n_panels * kPanelRows, args.out.dim(1) - column);
   const int64_t stride = n_panels * kPanelRows;
@@ -270,7 +309,16 @@ void run_down_task(const ops::ExpertsArgs& args, const Plan& plan, int64_t panel
     const Job& job = plan.jobs[j];
     for (int64_t row = 0; row < job.x.n_rows; row += most_rows) {
       const int64_t n_rows = std::min(most_rows, job.x.n_rows - row);
-      MatmulTask task = down_task(plan, job, row, n_rows, panel, n_panels, thread);
+      MatmulTask task = {.x = &job.packed_hidden,
+                         .row_begin = row,
+                         .n_rows = n_rows,
+                         .w = job.down,
+                         .panel_begin = panel,
+                         .n_panels = n_panels,
+                         .scratch = plan.kernel_scratch(thread)};
+      task.next = row + most_rows < job.x.n_rows ? Panels{job.down, panel, n_panels}
+                  : j + 1 < plan.n_jobs          ? Panels{plan.jobs[j + 1].down, panel, n_panels}
+                                                 : next;
       if (job.tokens == nullptr) {
         task.out = args.out.row<float>(row) + column;
         task.out_stride = args.out.stride(0);
@@ -315,16 +363,21 @@ Status experts(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ctx) {
   const VectorKernels& v = vector_kernels(isa);
   EXO_ASSIGN_OR_RETURN(const Plan plan, make_plan(isa, args, ctx));
   gather(args, plan, *ctx.pool);
-  ctx.pool->parallel_for(plan.n_tasks,
-                         [&](int64_t task, int thread) { run_hidden_task(plan, task, thread, v); });
+  ctx.pool->parallel_for(plan.n_tasks, [&](int64_t task, int thread) {
+    run_hidden_task(args, plan, task, thread, v);
+  });
   pack_large_jobs(plan, *ctx.pool, v);
   const PackedMatrix& down = *plan.jobs[0].down;
   const bool few_rows = args.x.n_rows <= 16;
   const int64_t by_bytes = ceil_div(kTaskWeightBytes, plan.n_jobs * down.panel_bytes());
   const ColumnBlocks blocks(down.n_panels(), few_rows ? std::clamp<int64_t>(by_bytes, 4, 16) : 16,
                             ctx.pool->n_threads());
+  const auto panels_of = [&](int64_t b) {
+    if (b >= blocks.count) return Panels();
+    return Panels{&down, blocks.begin[b], blocks.begin[b + 1] - blocks.begin[b]};
+  };
   ctx.pool->parallel_for(blocks.count, [&](int64_t b, int thread) {
-    run_down_task(args, plan, blocks.begin[b], blocks.begin[b + 1] - blocks.begin[b], thread, v);
+    run_down_task(args, plan, panels_of(b), panels_of(b + plan.n_threads), thread, v);
   });
   return ok_status();
 }

@@ -16,19 +16,27 @@ Status linear(Isa isa, const ops::LinearArgs& args, ops::OpContext& ctx) {
   const MatmulKernel kernel = find_matmul(isa, args.x.dtype, args.w->format);
   const Blocks rows = row_blocks(args.x.n_rows);
   const Blocks panels = panel_blocks(*args.w, args.x.n_rows, rows.count, n_threads);
+  const int64_t n_tasks = rows.count * panels.count;
+  const auto panels_of = [&](int64_t task) {
+    if (task >= n_tasks) return Panels();
+    const int64_t begin = task / rows.count * panels.size;
+    return Panels{args.w, begin, std::min(panels.size, args.w->n_panels() - begin)};
+  };
   // Panels outermost: the tasks that run at one time share weights.
-  ctx.pool->parallel_for(rows.count * panels.count, [&](int64_t task, int thread) {
-    const int64_t row = task % rows.count * rows.size, panel = task / rows.count * panels.size;
+  ctx.pool->parallel_for(n_tasks, [&](int64_t task, int thread) {
+    const int64_t row = task % rows.count * rows.size;
+    const auto [w, panel, n_panels] = panels_of(task);
     kernel({.x = &args.x,
             .row_begin = row,
             .n_rows = std::min(rows.size, args.x.n_rows - row),
-            .w = args.w,
+            .w = w,
             .panel_begin = panel,
-            .n_panels = std::min(panels.size, args.w->n_panels() - panel),
+            .n_panels = n_panels,
             .out = args.out.row<float>(row) + panel * kPanelRows,
             .out_stride = args.out.stride(0),
             .accumulate = args.accumulate,
-            .scratch = scratch + thread * kMatmulScratchBytes});
+            .scratch = scratch + thread * kMatmulScratchBytes,
+            .next = panels_of(task + n_threads)});
   });
   return ok_status();
 }

@@ -11,6 +11,13 @@
 
 namespace exo::kernels::cpu {
 
+/// Panels of a matrix.
+struct Panels {
+  const PackedMatrix* w = nullptr;
+  int64_t begin = 0;
+  int64_t count = 0;
+};
+
 /// out[r - row_begin, n - 16 * panel_begin] (=, or += with accumulate) sum_k x[r, k] * w[n, k]
 /// for r in [row_begin, row_begin + n_rows), n in the panels [panel_begin, panel_begin + n_panels),
 /// n < w->n_out.
@@ -25,6 +32,10 @@ struct MatmulTask {
   int64_t out_stride = 0;  ///< floats between rows of out
   bool accumulate = false;
   std::byte* scratch = nullptr;  ///< this thread's, kMatmulScratchBytes, 64-aligned
+  /// What this thread multiplies with next, as far as known (of the same format; w null: not): its
+  /// first bytes are asked for while the last of this task are used, so that the memory never
+  /// waits.
+  Panels next = {};
 };
 inline constexpr int64_t kMatmulScratchBytes = ops::kThreadScratchBytes;
 

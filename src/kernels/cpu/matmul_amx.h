@@ -109,6 +109,13 @@ struct Blocks {
   }
 };
 
+template <class Format>
+inline Blocks<Format> cut_blocks(const Panels& panels) {
+  const int64_t steps = Format::steps(*panels.w);
+  const int64_t n_k_tiles = ceil_of(panels.w->n_in, Format::kSourceCols) * Format::kTilesPerSource;
+  return {panels.begin, panels.count, n_k_tiles, steps, ceil_of(n_k_tiles, steps)};
+}
+
 /// The finished sums of a panel pair on their way to the task's output, some lines after each K
 /// step of the next pair: the output is rarely in a cache, and its lines come while tiles are
 /// multiplied.
@@ -188,12 +195,12 @@ class SideWork {
     to_ = to;
     second_to_ = to + kMaxSteps * kTile;
   }
-  void prefetch(const Block<Format>& block) {
+  void prefetch(const PackedMatrix& w, const Block<Format>& block) {
     const int64_t n = ceil_of(block.n_tiles, Format::kTilesPerSource) * Format::kSourceBytes;
     lines_left_ = ceil_of(n, kLine);
     n_prefetches_ = lines_left_ * block.n_panels;
-    line_ = Format::source(w_, block, 0);
-    second_lines_ = Format::source(w_, block, block.n_panels - 1);
+    line_ = Format::source(w, block, 0);
+    second_lines_ = Format::source(w, block, block.n_panels - 1);
   }
   void scale(const uint8_t* partial, uint8_t* sums, const float* scales, bool first) {
     partial_ = partial;
@@ -351,25 +358,27 @@ inline void multiply_block(const MatmulTask& task, const Rows& rows, const Block
   if constexpr (Format::kScaled) side.finish_scaling();
 }
 
+/// The rows from `row` on with all panels of the task; `next`: what is multiplied after them.
 template <class Format>
-inline void amx_pass(const MatmulTask& task, const AmxScratch& scratch, int64_t row,
-                     int64_t n_rows) {
+inline void amx_pass(const MatmulTask& task, const AmxScratch& scratch, int64_t row, int64_t n_rows,
+                     const Panels& next) {
   const PackedMatrix& w = *task.w;
-  const int64_t steps = Format::steps(w);
-  const int64_t n_k_tiles = ceil_of(w.n_in, Format::kSourceCols) * Format::kTilesPerSource;
-  const Rows rows = make_rows(*task.x, row, n_rows, steps, scratch.tail);
-  const Blocks<Format> blocks{task.panel_begin, task.n_panels, n_k_tiles, steps,
-                              ceil_of(n_k_tiles, steps)};
+  const Blocks<Format> blocks = cut_blocks<Format>({&w, task.panel_begin, task.n_panels});
+  const Rows rows = make_rows(*task.x, row, n_rows, blocks.steps, scratch.tail);
   const int64_t n_blocks = blocks.count(), n_pairs = ceil_of(rows.n_tiles(), 2);
   // What is prefetched is wanted one block later, unpacked formats: before that is unpacked.
   constexpr int64_t kAhead = Format::kUnpacked ? 2 : 1;
-  {
+  const auto prefetch = [&](SideWork<Format>& side, int64_t i) {
+    if (i < n_blocks) return side.prefetch(w, blocks.at(i));
+    if (next.w == nullptr) return;
+    const Blocks<Format> beyond = cut_blocks<Format>(next);
+    if (i - n_blocks < beyond.count()) side.prefetch(*next.w, beyond.at(i - n_blocks));
+  };
+  if (Format::kUnpacked) {
     SideWork<Format> start(w, 1, nullptr);
-    if (Format::kUnpacked) {
-      start.unpack(blocks.at(0), scratch.unpacked);
-      if (n_blocks > 1) start.prefetch(blocks.at(1));
-      start.step();
-    }
+    start.unpack(blocks.at(0), scratch.unpacked);
+    prefetch(start, 1);
+    start.step();
   }
   WriteOut<Format> write_out(task, rows);
   for (int64_t i = 0; i < n_blocks; ++i) {
@@ -377,12 +386,12 @@ inline void amx_pass(const MatmulTask& task, const AmxScratch& scratch, int64_t 
     SideWork<Format> side(w, block.n_tiles * n_pairs, &write_out);
     if (Format::kUnpacked && i + 1 < n_blocks)
       side.unpack(blocks.at(i + 1), scratch.unpacked + (i + 1) % 2 * kUnpackedBytes);
-    if (i + kAhead < n_blocks) side.prefetch(blocks.at(i + kAhead));
+    prefetch(side, i + kAhead);
     uint8_t* sums = scratch.sums[i / blocks.per_pair % 2];
     multiply_block(task, rows, block, scratch.partial, sums,
                    scratch.unpacked + i % 2 * kUnpackedBytes, side);
-    if (block.tile + block.n_tiles == n_k_tiles)
-      write_out.begin(block.panel, block.n_panels, sums, n_k_tiles * n_pairs);
+    if (block.tile + block.n_tiles == blocks.n_k_tiles)
+      write_out.begin(block.panel, block.n_panels, sums, blocks.n_k_tiles * n_pairs);
   }
   write_out.finish();
 }
@@ -396,8 +405,10 @@ inline void amx_product(const MatmulTask& task) {
   // Passes of nearly equal size.
   const int64_t n_passes = ceil_of(task.n_rows, min_of(in_l2, kMaxRows));
   const int64_t rows = ceil_of(ceil_of(task.n_rows, n_passes), 32) * 32;
+  const Panels again = {task.w, task.panel_begin, task.n_panels};
   for (int64_t r = 0; r < task.n_rows; r += rows)
-    amx_pass<Format>(task, scratch, task.row_begin + r, min_of(rows, task.n_rows - r));
+    amx_pass<Format>(task, scratch, task.row_begin + r, min_of(rows, task.n_rows - r),
+                     r + rows < task.n_rows ? again : task.next);
   _tile_release();
 }
 

@@ -75,17 +75,18 @@ inline __attribute__((always_inline)) void add_line(__m512i line, const uint8_t*
     acc[r] = _mm512_dpbf16_ps(acc[r], as_bf16(line), broadcast_pair(x + r * kLine));
 }
 
-// R rows of one row tile with P panels: several streams at once find more of the memory's bandwidth
-// than one.
+// R rows of one row tile with P panels, `apart` from one another: several streams at once find more
+// of the memory's bandwidth than one.
 template <int R, int P, bool kFp8>
-inline void rows_of_panels(const MatmulTask& task, int64_t panel) {
+inline void rows_of_panels(const MatmulTask& task, int64_t panel, int64_t apart) {
   constexpr int kChains = R == 1 ? 4 : 2;  // whatever P: a panel gives the same bits in any company
   const PackedMatrix& w = *task.w;
   const RowTile tile = row_tile(*task.x, task.row_begin);
-  const int64_t cols = kFp8 ? 64 : 32, n_tiles = ceil_of(w.n_in, cols), stride = n_tiles * kTile;
+  const int64_t cols = kFp8 ? 64 : 32, n_tiles = ceil_of(w.n_in, cols);
+  const int64_t stride = apart * n_tiles * kTile;  // from stream to stream
   const int64_t n_k_blocks = kFp8 ? ceil_of(w.n_in, w.k_block) : 0;
   const Fp8Widener widener;
-  const uint8_t* line = tiles_of(w) + panel * stride;
+  const uint8_t* line = tiles_of(w) + panel * n_tiles * kTile;
   const uint8_t* x = tile.data;
   __m512 total[P][R], acc[kChains][P][R];
   for (int p = 0; p < P; ++p) {
@@ -116,7 +117,7 @@ inline void rows_of_panels(const MatmulTask& task, int64_t panel) {
     if (t + 1 < n_tiles && (!kFp8 || end % w.k_block != 0)) continue;
     for (int p = 0; p < P; ++p) {
       const __m512 scale = _mm512_set1_ps(
-          kFp8 ? w.block_scales[(panel + p) * n_k_blocks + (end - 1) / w.k_block] : 1.0f);
+          kFp8 ? w.block_scales[(panel + p * apart) * n_k_blocks + (end - 1) / w.k_block] : 1.0f);
       for (int r = 0; r < R; ++r) {
         __m512 sum = acc[0][p][r];
         acc[0][p][r] = _mm512_setzero_ps();
@@ -129,9 +130,10 @@ inline void rows_of_panels(const MatmulTask& task, int64_t panel) {
     }
   }
   for (int p = 0; p < P; ++p) {
-    const __mmask16 mask = output_mask(w, panel + p);
+    const int64_t at = panel + p * apart;
+    const __mmask16 mask = output_mask(w, at);
     for (int r = 0; r < R; ++r) {
-      float* out = task.out + r * task.out_stride + (panel + p - task.panel_begin) * kPanelRows;
+      float* out = task.out + r * task.out_stride + (at - task.panel_begin) * kPanelRows;
       if (task.accumulate)
         total[p][r] = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), total[p][r]);
       _mm512_mask_storeu_ps(out, mask, total[p][r]);
@@ -141,10 +143,18 @@ inline void rows_of_panels(const MatmulTask& task, int64_t panel) {
 
 template <int R, bool kFp8>
 void rows_of_tile(const MatmulTask& task) {
+  const int64_t half = stream_panels(task.n_panels);
   const int64_t end = task.panel_begin + task.n_panels;
   int64_t panel = task.panel_begin;
-  for (; panel + 2 <= end; panel += 2) rows_of_panels<R, 2, kFp8>(task, panel);
-  if (panel < end) rows_of_panels<R, 1, kFp8>(task, panel);
+  if (task.n_panels >= 2) {
+    for (; panel < task.panel_begin + half; ++panel) {
+      if (panel + 1 == task.panel_begin + half)
+        prefetch_streams(task.next, ceil_of(task.w->n_in, kFp8 ? 64 : 32) * kTile, kPrefetch);
+      rows_of_panels<R, 2, kFp8>(task, panel, half);
+    }
+    panel += half;
+  }
+  if (panel < end) rows_of_panels<R, 1, kFp8>(task, panel, 1);
 }
 
 template <bool kFp8>

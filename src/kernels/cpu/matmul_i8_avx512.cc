@@ -171,29 +171,36 @@ void few_rows(const MatmulTask& task, int64_t row) {
       offsets[r] = -128 * row_sum(x + r * kLine, tile.step, n_tiles);
     }
   }
-  // What one panel, or several at once, add up.
-  const auto run = [&]<int P>(int64_t panel, std::integral_constant<int, P>) {
+  const int64_t half = stream_panels(task.n_panels);
+  // What one panel, or that and its neighbour half a task away, add up.
+  const auto run = [&]<int P>(int64_t first, std::integral_constant<int, P>) {
     __m512i sums[P][R];
-    const uint8_t* from = tiles_of(w) + panel * stride;
+    const uint8_t* from = tiles_of(w) + first * stride;
     if constexpr (kInt4) {
-      int4_panels<R, P>(x, tile.step, from, stride, n_tiles, offsets, n_groups, sums);
+      int4_panels<R, P>(x, tile.step, from, half * stride, n_tiles, offsets, n_groups, sums);
     } else {
-      int8_panels<R, P>(x, tile.step, from, stride, n_tiles, offsets, sums);
+      int8_panels<R, P>(x, tile.step, from, half * stride, n_tiles, offsets, sums);
     }
     for (int p = 0; p < P; ++p) {
-      const __m512 row_scales = _mm512_loadu_ps(w.row_scales + (panel + p) * kPanelRows);
+      const int64_t panel = first + p * half;
+      const __m512 row_scales = _mm512_loadu_ps(w.row_scales + panel * kPanelRows);
       float* out = task.out + (row - task.row_begin) * task.out_stride +
-                   (panel + p - task.panel_begin) * kPanelRows;
+                   (panel - task.panel_begin) * kPanelRows;
       for (int r = 0; r < R; ++r)
         store_row(out + r * task.out_stride, sums[p][r], task.x->scales[row + r], row_scales,
-                  output_mask(w, panel + p), task.accumulate);
+                  output_mask(w, panel), task.accumulate);
     }
   };
   constexpr int kStreams = R <= 4 ? 2 : 1;
   const int64_t end = task.panel_begin + task.n_panels;
   int64_t panel = task.panel_begin;
-  for (; panel + kStreams <= end; panel += kStreams)
-    run(panel, std::integral_constant<int, kStreams>());
+  if (kStreams == 2 && task.n_panels >= 2) {
+    for (; panel < task.panel_begin + half; ++panel) {
+      if (panel + 1 == task.panel_begin + half) prefetch_streams(task.next, stride, kPrefetch);
+      run(panel, std::integral_constant<int, kStreams>());
+    }
+    panel += half;
+  }
   for (; panel < end; ++panel) run(panel, std::integral_constant<int, 1>());
 }
 

@@ -52,6 +52,22 @@ struct RowTile {
   return reinterpret_cast<const uint8_t*>(w.tiles);
 }
 
+/// How the kernels of few rows read a task's panels: in two streams, its first and its second half,
+/// each one run of bytes, so that what is asked for ahead is what comes.
+[[maybe_unused]] inline int64_t stream_panels(int64_t n_panels) { return max_of(1, n_panels / 2); }
+
+/// Asks for the first n_bytes of both streams of what comes next.
+[[maybe_unused]] inline void prefetch_streams(const Panels& next, int64_t panel_bytes,
+                                              int64_t n_bytes) {
+  if (next.w == nullptr || next.count == 0) return;
+  const uint8_t* at = tiles_of(*next.w) + next.begin * panel_bytes;
+  const int64_t second = next.count < 2 ? 0 : stream_panels(next.count) * panel_bytes;
+  for (int64_t i = 0; i < n_bytes; i += kLine) {
+    __builtin_prefetch(at + i, 0, 2);
+    if (second != 0) __builtin_prefetch(at + second + i, 0, 2);
+  }
+}
+
 /// A bit for each output of `panel` that exists.
 [[maybe_unused]] inline uint16_t output_mask(const PackedMatrix& w, int64_t panel) {
   const int64_t n = w.n_out - panel * kPanelRows;

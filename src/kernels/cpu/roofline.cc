@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "base/os.h"
 #include "kernels/cpu/roofline_loops.h"
 #include "tensor/buffer.h"
 
@@ -14,8 +15,12 @@
 namespace exo::kernels::cpu {
 namespace {
 
-constexpr int64_t kReadBytes = int64_t{256} << 20;
 constexpr int64_t kReadTaskBytes = 1 << 20;
+// At least so much is read, and twice the last-level cache (of which a virtual machine may have any
+// part), but no more than a quarter of the free memory: what a cache holds is no measure for
+// weights that it doesn't.
+constexpr int64_t kLeastReadBytes = int64_t{256} << 20;
+constexpr int64_t kMostReadBytes = int64_t{2} << 30;
 constexpr int kRepeats = 8;
 // Long enough for the clock to settle at what the units allow.
 constexpr double kLoopSeconds = 0.01;
@@ -50,22 +55,27 @@ ReadLoop read_loop([[maybe_unused]] Isa isa) {
 }
 
 Result<double> read_gb_per_s(ThreadPool& pool, ReadLoop read) {
-  EXO_ASSIGN_OR_RETURN(Buffer buffer, Buffer::allocate(kReadBytes));
+  const auto cache = static_cast<int64_t>(last_level_cache_bytes());
+  const auto free = static_cast<int64_t>(available_memory_bytes());
+  const int64_t n_bytes =
+      std::clamp(std::min({2 * cache, free / 4, kMostReadBytes}), kLeastReadBytes, kMostReadBytes) /
+      kReadTaskBytes * kReadTaskBytes;
+  EXO_ASSIGN_OR_RETURN(Buffer buffer, Buffer::allocate(n_bytes));
   // Written once: pages never written could all be one page of zeros.
-  pool.parallel_for(kReadBytes / kReadTaskBytes, [&](int64_t task, int) {
+  pool.parallel_for(n_bytes / kReadTaskBytes, [&](int64_t task, int) {
     std::memset(buffer.data() + task * kReadTaskBytes, 1, kReadTaskBytes);
   });
   double best = 1e9;
   for (int i = 0; i < kRepeats; ++i) {
     best = std::min(best, seconds_of([&] {
-                      pool.parallel_for(kReadBytes / kReadTaskBytes, [&](int64_t task, int) {
+                      pool.parallel_for(n_bytes / kReadTaskBytes, [&](int64_t task, int) {
                         const uint64_t sum =
                             read(buffer.data() + task * kReadTaskBytes, kReadTaskBytes);
                         asm volatile("" : : "r"(sum));
                       });
                     }));
   }
-  return static_cast<double>(kReadBytes) / best * 1e-9;
+  return static_cast<double>(n_bytes) / best * 1e-9;
 }
 
 // Operations a second of all threads in `loop`, the best of the repeats.

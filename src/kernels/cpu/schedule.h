@@ -32,7 +32,7 @@ inline Blocks row_blocks(int64_t n_rows) {
 inline Blocks panel_blocks(const PackedMatrix& w, int64_t n_rows, int64_t n_row_blocks,
                            int n_threads) {
   const int64_t n = w.n_panels();
-  const int64_t wanted = n_rows > 16 ? 8 : ceil_div(kTaskWeightBytes, w.panel_bytes());
+  const int64_t wanted = n_rows > 16 ? 32 : ceil_div(kTaskWeightBytes, w.panel_bytes());
   const int64_t fair = n * n_row_blocks / (4 * n_threads);
   const int64_t size = align_up(std::clamp<int64_t>(fair, 1, wanted), 2);
   return {size, ceil_div(n, size)};

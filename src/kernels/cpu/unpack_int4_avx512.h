@@ -33,19 +33,21 @@ inline Multiplier multiplier(const uint8_t* m) {
 inline void unpack_int4_half(const uint8_t* tile, int half, uint8_t* to) {
   constexpr int kAndXor = 0x78;  // (a & b) ^ c in the order (c, a, b)
   const Multiplier low = multiplier(tile + 16 * half), high = multiplier(tile + 32 + 16 * half);
-  const __m512i nibble = _mm512_set1_epi8(15);
+  const __m512i nibble = _mm512_set1_epi8(15), high_nibble = _mm512_set1_epi8(-16);
+  // The high nibbles stay where they are: (16 * q * size << 12) >> 16 is q * size.
+  const __m512i high_flip = _mm512_slli_epi16(high.flip, 4);
+  const __m512i high_size = _mm512_slli_epi16(high.size, 12);
   tile += (1 + 8 * half) * kLine;
   to += 8 * half * kLine;
 #pragma GCC unroll 8
   for (int line = 0; line < 8; ++line) {
     const __m512i q = _mm512_loadu_si512(tile + line * kLine);
     const __m512i a = _mm512_ternarylogic_epi32(low.flip, q, nibble, kAndXor);
-    const __m512i b =
-        _mm512_ternarylogic_epi32(high.flip, _mm512_srli_epi16(q, 4), nibble, kAndXor);
+    const __m512i b = _mm512_ternarylogic_epi32(high_flip, q, high_nibble, kAndXor);
     _mm512_store_si512(to + line * kLine,
                        _mm512_sub_epi8(_mm512_mullo_epi16(a, low.size), low.offset));
     _mm512_store_si512(to + kTile + line * kLine,
-                       _mm512_sub_epi8(_mm512_mullo_epi16(b, high.size), high.offset));
+                       _mm512_sub_epi8(_mm512_mulhi_epu16(b, high_size), high.offset));
   }
 }
 
