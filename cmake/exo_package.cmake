@@ -3,7 +3,7 @@
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME exo)
 set(CPACK_PACKAGE_VENDOR "the exo.cpp authors")
-set(CPACK_PACKAGE_CONTACT "the exo.cpp authors <exo@localhost>")
+set(CPACK_PACKAGE_CONTACT "the exo.cpp authors <authors@exo-cpp.invalid>")
 set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "runs DeepSeek models on the machines you have")
 set(CPACK_RESOURCE_FILE_LICENSE ${CMAKE_SOURCE_DIR}/LICENSE)
 set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
@@ -23,7 +23,7 @@ set(CPACK_DEBIAN_EXO-DEV_PACKAGE_NAME exo-dev)
 set(CPACK_DEBIAN_EXO-DEV_PACKAGE_SECTION libdevel)
 set(CPACK_DEBIAN_EXO-DEV_PACKAGE_DEPENDS
     "libfmt-dev, libspdlog-dev, nlohmann-json3-dev, libhwy-dev, libpcre2-dev, libxxhash-dev")
-set(CPACK_DEBIAN_EXO-DEV_DESCRIPTION "headers, static libraries and CMake package of exo\n The rooms of exo.cpp as \
-libraries: the three stages of a model, tokenizer,\n operations and kernels.")
+set(CPACK_DEBIAN_EXO-DEV_DESCRIPTION "Headers, static libraries and the CMake package exo: the rooms of exo.cpp as\n\
+libraries, with the three stages of a model, tokenizer, operations and kernels.")
 set(CPACK_COMPONENT_EXO-DEV_DESCRIPTION ${CPACK_DEBIAN_EXO-DEV_DESCRIPTION})
 include(CPack)

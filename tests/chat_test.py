@@ -266,7 +266,7 @@ def echo_session(home):
 
 
 def shipped_session(home):
-    t = start(home, "run", "tiny", "--greedy", "--max-generate-tokens", "120", columns=72, rows=60)
+    t = start(home, "run", "tiny", "--greedy", "--max-generate-tokens", "120", columns=120, rows=60)
     t.ask("What is 12 + 30?")
     t.ask("/stats", "context:")
     t.ask("Which is larger, 52 or 29?")
@@ -287,6 +287,7 @@ def outline(screen):
         if line.startswith("/") and line != "/regenerate":
             answer = re.sub(r"[\d.,]*\d ?(ms|s)?\b", "#", answer)
             answer = re.sub(r"(\| )[a-z ]+\n", r"\1#\n", answer)  # why the answer ended
+            answer = "".join(answer.split())  # figures are wider on one day than on another
         else:
             thinks = re.match(r"\(thinking \.\.\.\)|‹", answer)
             answer = [thinks.group(0) if thinks else "", bool(answer.strip())]

@@ -151,7 +151,7 @@ std::string here_line(const Known& known) {
 
 std::string list_row(std::string_view id, std::string_view parameters, std::string_view context,
                      std::string_view checkpoint, std::string_view licence, std::string_view here) {
-  return fmt::format("{:<27}{:<13}{:>9}{:>12}  {:<23} {}\n", id, parameters, context, checkpoint,
+  return fmt::format("{:<28}{:<13}{:>9}{:>12}  {:<23} {}\n", id, parameters, context, checkpoint,
                      licence, here);
 }
 
