@@ -202,16 +202,20 @@ def texts(home):
         assert [json.loads(line)["ids"] for line in out.split("\n")[:-1]] == [line["ids"] for line in lines]
         back, _ = home.exo("tokenize", SHARED / "facts/tokenizers" / name, "--decode", stdin=out.encode())
         assert [json.loads(line)["text"] for line in back.split("\n")[:-1]] == [line["text"] for line in lines]
-    n = 0
-    for line in open(GOLDENS / "chat/cases.jsonl", encoding="utf-8"):
-        case = json.loads(line)
-        if case["template"] not in ("deepseek-v3", "deepseek-r1", "deepseek-v3.1"):
-            continue
-        given = {k: case[k] for k in ("messages", "tools", "add_generation_prompt", "kwargs")}
-        out, _ = home.exo("render", case["template"], stdin=json.dumps(given).encode())
-        assert json.loads(out) == {"prompt": case["prompt"]}, case["case"]
-        n += 1
-    assert n > 5, n
+    # By name the prompt alone; from a folder with a tokenizer its ids too.
+    cases = [json.loads(line) for line in open(GOLDENS / "chat/cases.jsonl", encoding="utf-8")]
+    names = {case["template"] for case in cases}
+    assert len(names) == 5, names
+    for name in names:
+        mine = [case for case in cases if case["template"] == name]
+        given = "".join(json.dumps({k: case[k] for k in ("messages", "tools", "add_generation_prompt", "kwargs")}) + "\n"
+                        for case in mine)
+        out, _ = home.exo("render", name, stdin=given.encode())
+        assert [json.loads(line) for line in out.split("\n")[:-1]] == [{"prompt": case["prompt"]} for case in mine], name
+        folder = SHARED / "facts/tokenizers" / name.removesuffix("-0528")
+        out, _ = home.exo("render", folder, "--chat-format", name, stdin=given.encode())
+        assert [json.loads(line) for line in out.split("\n")[:-1]] == \
+            [{"prompt": case["prompt"], "ids": case["ids"]} for case in mine], name
 
 
 def perplexity(home):

@@ -110,6 +110,16 @@ Status Session::check_prompt(std::span<const int32_t> prompt) const {
   return ok_status();
 }
 
+Status Session::keep_common_prefix(std::span<const int32_t> prompt) {
+  // The last prompt token is always computed: its logits begin the answer.
+  const auto common =
+      std::mismatch(tokens_.begin(), tokens_.end(), prompt.begin(), prompt.end()).first;
+  const size_t n = std::min(static_cast<size_t>(common - tokens_.begin()), prompt.size() - 1);
+  EXO_RETURN_IF_ERROR(engine_->truncate(id_, static_cast<int64_t>(n)));
+  tokens_.resize(n);
+  return ok_status();
+}
+
 Result<bool> Session::prefill(std::span<const int32_t> prompt, const GenerateOptions& options,
                               const OnPrefill& on_prefill, std::vector<float>& logits) {
   // Chunk by chunk here, so that a long prompt can be stopped and its progress shown.
@@ -147,16 +157,10 @@ Result<Generation> Session::generate(std::span<const int32_t> prompt,
   GenerateStats& stats = result.stats;
   const auto begin = Clock::now();
 
-  // The last prompt token is always computed: its logits begin the answer.
-  const auto common =
-      std::mismatch(tokens_.begin(), tokens_.end(), prompt.begin(), prompt.end()).first;
-  const size_t n_reused =
-      std::min(static_cast<size_t>(common - tokens_.begin()), prompt.size() - 1);
-  EXO_RETURN_IF_ERROR(engine_->truncate(id_, static_cast<int64_t>(n_reused)));
-  tokens_.resize(n_reused);
-  stats.n_prompt_tokens = static_cast<int64_t>(prompt.size());
-  stats.n_reused_tokens = static_cast<int64_t>(n_reused);
-  log_debug("prompt of {} tokens, {} of them in the cache", prompt.size(), n_reused);
+  EXO_RETURN_IF_ERROR(keep_common_prefix(prompt));
+  stats.n_prompt_tokens = std::ssize(prompt);
+  stats.n_reused_tokens = std::ssize(tokens_);
+  log_debug("prompt of {} tokens, {} of them in the cache", prompt.size(), tokens_.size());
 
   std::vector<float> logits;
   EXO_ASSIGN_OR_RETURN(const bool complete, prefill(prompt, options, on_prefill, logits));

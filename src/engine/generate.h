@@ -74,6 +74,9 @@ class Session {
   Session(Engine& engine, const text::Tokenizer& tokenizer, SequenceId id)
       : engine_(&engine), tokenizer_(&tokenizer), id_(id) {}
   Status check_prompt(std::span<const int32_t> prompt) const;
+  /// Takes back what isn't the beginning of `prompt`.
+  Status keep_common_prefix(std::span<const int32_t> prompt);
+  /// False if it was cancelled.
   Result<bool> prefill(std::span<const int32_t> prompt, const GenerateOptions& options,
                        const OnPrefill& on_prefill, std::vector<float>& logits);
 
