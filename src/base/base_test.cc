@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 #include <filesystem>
+#include <fstream>
 
 #include "base/json.h"
 #include "base/os.h"
@@ -44,6 +45,48 @@ TEST(Utf8, DecodesAndReplaces) {
   for (uint32_t cp : {0x41u, 0xe9u, 0x20acu, 0x1f600u}) append_utf8(s, cp);
   EXPECT_TRUE(is_valid_utf8(s));
   EXPECT_EQ(s.size(), 10u);
+}
+
+TEST(Os, PartsOfAFileAreMappedWhileTheyLive) {
+  const auto path = std::filesystem::temp_directory_path() /
+                    ("exo_base_test_parts." + std::to_string(::getpid()));
+  constexpr uint64_t kPart = 32 << 10;
+  constexpr uint64_t kParts = 1024;
+  {
+    auto file = AtomicFile::create(path);
+    ASSERT_TRUE(file.ok());
+    for (uint64_t i = 0; i < kParts; ++i) {
+      const std::string part(kPart, static_cast<char>(i));
+      ASSERT_TRUE(file->append(part.data(), part.size()).ok());
+    }
+    ASSERT_TRUE(file->commit().ok());
+  }
+  auto file = RandomAccessFile::open(path);
+  ASSERT_TRUE(file.ok());
+  const auto resident_kb = [] {  // of files
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);)
+      if (line.starts_with("RssFile:")) return std::strtoll(line.c_str() + 8, nullptr, 10);
+    return -1LL;
+  };
+  const auto before = resident_kb();
+  ASSERT_GE(before, 0);
+  for (uint64_t at = 12345; at + kPart <= file->size_bytes(); at += kPart) {  // no page's beginning
+    const auto part = file->map(at, kPart);
+    ASSERT_TRUE(part.ok()) << part.status().message();
+    ASSERT_EQ(part->bytes().size(), kPart);
+    ASSERT_EQ(part->bytes().front(), std::byte(at / kPart));
+    ASSERT_EQ(part->bytes().back(), std::byte(at / kPart + 1));
+  }
+  EXPECT_LT(resident_kb() - before, 1024);  // of 32 MiB
+  EXPECT_TRUE(file->map(file->size_bytes(), 0)->bytes().empty());
+  EXPECT_EQ(file->map(file->size_bytes(), 1).status().code(), StatusCode::data_loss);
+  EXPECT_EQ(file->map(UINT64_MAX, 2).status().code(), StatusCode::data_loss);
+  // Cut by somebody else meanwhile: an error, not a SIGBUS.
+  std::filesystem::resize_file(path, kPart);
+  EXPECT_TRUE(file->map(0, kPart).ok());
+  EXPECT_EQ(file->map(kPart, kPart).status().code(), StatusCode::data_loss);
+  std::filesystem::remove(path);
 }
 
 TEST(Os, FilesAreWrittenWholeAndReadBack) {

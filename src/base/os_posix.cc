@@ -106,13 +106,21 @@ uint64_t cgroup_memory_limit() {
 }  // namespace
 
 Result<std::string> read_file(const std::string& path, uint64_t max_bytes) {
-  EXO_ASSIGN_OR_RETURN(RandomAccessFile file, RandomAccessFile::open(path));
-  if (file.size_bytes() > max_bytes) {
+  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) return errno_status("open", path);
+  EXO_ASSIGN_OR_RETURN(const uint64_t size, regular_file_size(fd.get(), path));
+  if (size > max_bytes) {
     return invalid_argument(
-        fmt::format("{}: has {} bytes, expected at most {}", path, file.size_bytes(), max_bytes));
+        fmt::format("{}: has {} bytes, expected at most {}", path, size, max_bytes));
   }
-  std::string bytes(file.size_bytes(), '\0');
-  EXO_RETURN_IF_ERROR(file.read(0, bytes.data(), bytes.size()));
+  std::string bytes(size, '\0');
+  for (uint64_t at = 0; at < size;) {
+    const ssize_t n = ::read(fd.get(), bytes.data() + at, size - at);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_status("read", path);
+    if (n == 0) return data_loss(fmt::format("{}: ends at byte {}, expected {}", path, at, size));
+    at += static_cast<uint64_t>(n);
+  }
   return bytes;
 }
 
@@ -247,47 +255,14 @@ MappedFile::~MappedFile() {
 
 void MappedFile::advise(uint64_t offset, uint64_t n_bytes, Advice advice) const {
   if (data_ == nullptr || offset >= size_bytes_) return;
-  const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-  uint64_t begin = offset, end = std::min(offset + n_bytes, size_bytes_);
-  int flag = MADV_NORMAL;
-  switch (advice) {
-    case Advice::normal:
-      break;
-    case Advice::sequential:
-      flag = MADV_SEQUENTIAL;
-      break;
-    case Advice::random:
-      flag = MADV_RANDOM;
-      break;
-    case Advice::will_need:
-      flag = MADV_WILLNEED;
-      break;
-    case Advice::dont_need:
-      flag = MADV_DONTNEED;
-      break;
-#ifdef MADV_HUGEPAGE
-    case Advice::populate:
 #ifdef MADV_POPULATE_READ
-      flag = MADV_POPULATE_READ;
+  constexpr int kPopulate = MADV_POPULATE_READ;
 #else
-      flag = MADV_WILLNEED;
+  constexpr int kPopulate = MADV_WILLNEED;
 #endif
-      break;
-    case Advice::huge_pages:
-      flag = MADV_HUGEPAGE;
-      break;
-#else
-    case Advice::huge_pages:
-      return;
-#endif
-  }
-  if (advice == Advice::dont_need) {
-    begin = (begin + page - 1) / page * page;
-    end = end == size_bytes_ ? end : end / page * page;
-  } else {
-    begin = begin / page * page;
-  }
-  if (begin < end) ::madvise(data_ + begin, end - begin, flag);
+  const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  const uint64_t begin = offset / page * page, end = std::min(offset + n_bytes, size_bytes_);
+  ::madvise(data_ + begin, end - begin, advice == Advice::populate ? kPopulate : MADV_DONTNEED);
 }
 
 double MappedFile::resident_share() const {
@@ -297,6 +272,17 @@ double MappedFile::resident_share() const {
   if (::mincore(data_, size_bytes_, in_memory.data()) != 0) return 0;
   const auto n = std::count_if(in_memory.begin(), in_memory.end(), [](auto b) { return b & 1; });
   return static_cast<double>(n) / static_cast<double>(in_memory.size());
+}
+
+MappedPart& MappedPart::operator=(MappedPart&& other) noexcept {
+  std::swap(pages_, other.pages_);
+  std::swap(page_bytes_, other.page_bytes_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+MappedPart::~MappedPart() {
+  if (pages_ != nullptr) ::munmap(pages_, page_bytes_);
 }
 
 Result<RandomAccessFile> RandomAccessFile::open(const std::string& path) {
@@ -320,21 +306,23 @@ RandomAccessFile::~RandomAccessFile() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-Status RandomAccessFile::read(uint64_t offset, void* out, uint64_t n_bytes) const {
-  auto* p = static_cast<char*>(out);
-  while (n_bytes > 0) {
-    const ssize_t n =
-        ::pread(fd_, p, std::min<uint64_t>(n_bytes, uint64_t{1} << 30), static_cast<off_t>(offset));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return errno_status("read", path_);
-    if (n == 0)
-      return data_loss(
-          fmt::format("{}: ends at byte {}, {} more were expected", path_, offset, n_bytes));
-    p += n;
-    offset += static_cast<uint64_t>(n);
-    n_bytes -= static_cast<uint64_t>(n);
-  }
-  return ok_status();
+Result<MappedPart> RandomAccessFile::map(uint64_t offset, uint64_t n_bytes) const {
+  // Touching a page behind the end would be a SIGBUS.
+  EXO_ASSIGN_OR_RETURN(const uint64_t size, regular_file_size(fd_, path_));
+  if (offset > size || n_bytes > size - offset)
+    return data_loss(fmt::format("{}: ends at byte {}, bytes [{}, {} + {}) were expected", path_,
+                                 size, offset, offset, n_bytes));
+  MappedPart part;
+  if (n_bytes == 0) return part;
+  const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  const uint64_t begin = offset / page * page;
+  part.page_bytes_ = offset + n_bytes - begin;
+  void* pages = ::mmap(nullptr, part.page_bytes_, PROT_READ, MAP_SHARED | MAP_POPULATE, fd_,
+                       static_cast<off_t>(begin));
+  if (pages == MAP_FAILED) return errno_status("map", path_);
+  part.pages_ = static_cast<std::byte*>(pages);
+  part.bytes_ = {part.pages_ + (offset - begin), n_bytes};
+  return part;
 }
 
 std::byte* map_pages(uint64_t n_bytes) {

@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <set>
 
@@ -147,13 +148,12 @@ Result<bool> same_bytes(const Checkpoint& checkpoint, const std::string& a, cons
   EXO_ASSIGN_OR_RETURN(const weights::TensorInfo x, checkpoint.find(a));
   EXO_ASSIGN_OR_RETURN(const weights::TensorInfo y, checkpoint.find(b));
   if (x.dtype != y.dtype || x.n_bytes != y.n_bytes) return false;
-  std::vector<std::byte> left(std::min<uint64_t>(x.n_bytes, uint64_t{4} << 20)), right(left.size());
-  for (uint64_t at = 0; at < x.n_bytes; at += left.size()) {
-    const size_t n = std::min<uint64_t>(left.size(), x.n_bytes - at);
-    EXO_RETURN_IF_ERROR(checkpoint.read_bytes(x, at, std::span(left).first(n)));
-    EXO_RETURN_IF_ERROR(checkpoint.read_bytes(y, at, std::span(right).first(n)));
-    if (!std::equal(left.begin(), left.begin() + static_cast<std::ptrdiff_t>(n), right.begin()))
-      return false;
+  constexpr uint64_t kStep = uint64_t{4} << 20;
+  for (uint64_t at = 0; at < x.n_bytes; at += kStep) {
+    const uint64_t n = std::min(kStep, x.n_bytes - at);
+    EXO_ASSIGN_OR_RETURN(const MappedPart left, checkpoint.map_bytes(x, at, n));
+    EXO_ASSIGN_OR_RETURN(const MappedPart right, checkpoint.map_bytes(y, at, n));
+    if (std::memcmp(left.bytes().data(), right.bytes().data(), n) != 0) return false;
   }
   return true;
 }

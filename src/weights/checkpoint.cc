@@ -155,6 +155,10 @@ Result<uint64_t> header_length(std::string_view bytes, uint64_t file_bytes,
   return length;
 }
 
+std::string_view text_of(const MappedPart& part) {
+  return {reinterpret_cast<const char*>(part.bytes().data()), part.bytes().size()};
+}
+
 struct OpenedFile {
   RandomAccessFile file;
   std::map<std::string, TensorInfo> tensors;
@@ -165,21 +169,20 @@ Result<OpenedFile> open_safetensors(const std::string& path, std::string_view na
   OpenedFile opened;
   EXO_ASSIGN_OR_RETURN(opened.file, RandomAccessFile::open(path));
   const uint64_t file_bytes = opened.file.size_bytes();
-  std::string header(std::min<uint64_t>(8, file_bytes), '\0');
-  EXO_RETURN_IF_ERROR(opened.file.read(0, header.data(), header.size()));
-  EXO_ASSIGN_OR_RETURN(const uint64_t length, header_length(header, file_bytes, path));
-  header.resize(8 + length);
-  EXO_RETURN_IF_ERROR(opened.file.read(8, header.data() + 8, length));
+  EXO_ASSIGN_OR_RETURN(MappedPart part, opened.file.map(0, std::min<uint64_t>(8, file_bytes)));
+  EXO_ASSIGN_OR_RETURN(const uint64_t length, header_length(text_of(part), file_bytes, path));
+  EXO_ASSIGN_OR_RETURN(part, opened.file.map(0, 8 + length));
+  const std::string_view header = text_of(part);
   EXO_ASSIGN_OR_RETURN(opened.tensors, parse_safetensors_header(header, file_bytes, path));
   hash.update(name.data(), name.size());
   hash.update(&file_bytes, sizeof file_bytes);
   hash.update(header.data(), header.size());
   const uint64_t data_bytes = file_bytes - header.size();
   for (uint64_t i = 0; i < kDataSamples && data_bytes >= kDataSamples * kDataSampleBytes; ++i) {
-    char sample[kDataSampleBytes];
     const uint64_t step = (data_bytes - kDataSampleBytes) / (kDataSamples - 1);
-    EXO_RETURN_IF_ERROR(opened.file.read(header.size() + i * step, sample, sizeof sample));
-    hash.update(sample, sizeof sample);
+    EXO_ASSIGN_OR_RETURN(const MappedPart sample,
+                         opened.file.map(header.size() + i * step, kDataSampleBytes));
+    hash.update(sample.bytes().data(), sample.bytes().size());
   }
   return opened;
 }
@@ -335,14 +338,20 @@ uint64_t Checkpoint::total_bytes() const {
                          [](uint64_t n, const auto& t) { return n + t.second.n_bytes; });
 }
 
+Result<MappedPart> Checkpoint::map_bytes(const TensorInfo& tensor, uint64_t begin,
+                                         uint64_t n) const {
+  if (begin > tensor.n_bytes || n > tensor.n_bytes - begin) {
+    return internal_error(fmt::format("{}: bytes [{}, {} + {}) asked of a tensor of {}", folder_,
+                                      begin, begin, n, tensor.n_bytes));
+  }
+  return files_[static_cast<size_t>(tensor.file)].map(tensor.offset_bytes + begin, n);
+}
+
 Status Checkpoint::read_bytes(const TensorInfo& tensor, uint64_t begin,
                               std::span<std::byte> out) const {
-  if (begin > tensor.n_bytes || out.size() > tensor.n_bytes - begin) {
-    return internal_error(fmt::format("{}: bytes [{}, {}) asked of a tensor of {}", folder_, begin,
-                                      begin + out.size(), tensor.n_bytes));
-  }
-  return files_[static_cast<size_t>(tensor.file)].read(tensor.offset_bytes + begin, out.data(),
-                                                       out.size());
+  EXO_ASSIGN_OR_RETURN(const MappedPart part, map_bytes(tensor, begin, out.size()));
+  std::copy(part.bytes().begin(), part.bytes().end(), out.begin());
+  return ok_status();
 }
 
 Status widen_to_f32(DType dtype, std::span<const std::byte> in, std::span<float> out) {
@@ -397,14 +406,12 @@ Status Checkpoint::read_rows_f32(const std::string& name, int64_t row_begin, int
         folder_, row_begin, row_begin, n_rows, shown(name), out.size(), rows, n_cols));
   }
   const uint64_t element = static_cast<uint64_t>(size_bytes(info.dtype));
-  constexpr size_t kChunk = size_t{64} << 10;  // values; bounds the raw copy
-  std::vector<std::byte> raw(std::min(out.size(), kChunk) * element);
+  constexpr size_t kChunk = size_t{1} << 20;  // values; bounds what is mapped at a time
   uint64_t at = static_cast<uint64_t>(row_begin) * n_cols;
   while (!out.empty()) {
     const size_t n = std::min(out.size(), kChunk);
-    const std::span<std::byte> bytes(raw.data(), n * element);
-    EXO_RETURN_IF_ERROR(read_bytes(info, at * element, bytes));
-    Status widened = widen_to_f32(info.dtype, bytes, out.first(n));
+    EXO_ASSIGN_OR_RETURN(const MappedPart part, map_bytes(info, at * element, n * element));
+    Status widened = widen_to_f32(info.dtype, part.bytes(), out.first(n));
     if (!widened.ok())
       return std::move(widened).with_context(fmt::format("{}: tensor '{}'", folder_, shown(name)));
     out = out.subspan(n);

@@ -4,8 +4,8 @@
 /// github.com/huggingface/safetensors, README: no holes, no overlap, no bytes behind the last
 /// tensor).
 ///
-/// Tensor data is read with pread into the caller's memory, so that a converter's peak memory is
-/// what it asks for.
+/// The files are memory-mapped, each part while it is looked at, so that a converter's peak memory
+/// is what it asks for.
 #pragma once
 
 #include <cstdint>
@@ -60,7 +60,9 @@ class Checkpoint {
   /// apart.)
   uint64_t header_hash() const { return header_hash_; }
 
-  /// Raw bytes [begin, begin + n) of a tensor.
+  /// Raw bytes [begin, begin + n) of a tensor, mapped; at any alignment.
+  Result<MappedPart> map_bytes(const TensorInfo& tensor, uint64_t begin, uint64_t n) const;
+  /// The same, copied.
   Status read_bytes(const TensorInfo& tensor, uint64_t begin, std::span<std::byte> out) const;
   /// Rows [row_begin, row_begin + n_rows) of a matrix (or of a vector seen as [n, 1]) widened to
   /// f32 as widen_to_f32 does. out: [n_rows, n_cols].

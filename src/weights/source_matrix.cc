@@ -16,14 +16,15 @@ struct SourceMatrix::State {
   std::string name;
   int64_t n_rows = 0, n_cols = 0;  // as stored
   BlockScales scales;              // of F8_E4M3
-  // A transposed view's copy of the stored rows [copy_begin, copy_begin + copy_rows).
-  std::vector<std::byte> copy;
-  int64_t copy_begin = 0, copy_rows = 0;
+  // A transposed view's stored rows [first_row, first_row + part_rows).
+  MappedPart part;
+  int64_t first_row = 0, part_rows = 0;
 
   int64_t element_bytes() const { return size_bytes(info.dtype); }
-  Status read_rows(int64_t begin, std::span<std::byte> out) const {
-    return checkpoint->read_bytes(info, static_cast<uint64_t>(begin * n_cols * element_bytes()),
-                                  out);
+  Result<MappedPart> map_rows(int64_t begin, int64_t n) const {
+    const int64_t row_bytes = n_cols * element_bytes();
+    return checkpoint->map_bytes(info, static_cast<uint64_t>(begin * row_bytes),
+                                 static_cast<uint64_t>(n * row_bytes));
   }
 };
 
@@ -114,11 +115,17 @@ Result<SourceMatrix> SourceMatrix::slice_rows(int64_t begin, int64_t n) const {
 
 Result<SourceMatrix> SourceMatrix::transposed() const {
   if (transposed_) return internal_error(name() + ": transposed twice");
-  auto state = std::make_shared<State>(*state_);
-  state->copy_begin = row_begin_;
-  state->copy_rows = n_rows_;
-  state->copy.resize(static_cast<size_t>(n_rows_ * state->n_cols * state->element_bytes()));
-  EXO_RETURN_IF_ERROR(state->read_rows(row_begin_, state->copy));
+  const State& s = *state_;
+  EXO_ASSIGN_OR_RETURN(MappedPart part, s.map_rows(row_begin_, n_rows_));
+  auto state = std::make_shared<State>(State{.checkpoint = s.checkpoint,
+                                             .info = s.info,
+                                             .name = s.name,
+                                             .n_rows = s.n_rows,
+                                             .n_cols = s.n_cols,
+                                             .scales = s.scales,
+                                             .part = std::move(part),
+                                             .first_row = row_begin_,
+                                             .part_rows = n_rows_});
   SourceMatrix matrix;
   matrix.n_rows_ = state->n_cols;
   matrix.transposed_ = true;
@@ -129,10 +136,10 @@ Result<SourceMatrix> SourceMatrix::transposed() const {
 const std::string& SourceMatrix::name() const { return state_->name; }
 DType SourceMatrix::dtype() const { return state_->info.dtype; }
 int64_t SourceMatrix::n_rows() const { return n_rows_; }
-int64_t SourceMatrix::n_cols() const { return transposed_ ? state_->copy_rows : state_->n_cols; }
+int64_t SourceMatrix::n_cols() const { return transposed_ ? state_->part_rows : state_->n_cols; }
 
 float SourceMatrix::scale_at(int64_t row, int64_t col) const {
-  return transposed_ ? state_->scales.at(state_->copy_begin + col, row_begin_ + row)
+  return transposed_ ? state_->scales.at(state_->first_row + col, row_begin_ + row)
                      : state_->scales.at(row_begin_ + row, col);
 }
 
@@ -145,33 +152,36 @@ Status SourceMatrix::check_range(int64_t row_begin, int64_t n_rows, size_t n_out
                                     row_begin, row_begin, n_rows, n_rows_, n_out));
 }
 
-Status SourceMatrix::read_stored(int64_t row_begin, int64_t n_rows,
-                                 std::span<std::byte> out) const {
+template <typename Use>
+Status SourceMatrix::with_stored(int64_t row_begin, int64_t n_rows, const Use& use) const {
   const State& s = *state_;
   row_begin += row_begin_;
-  if (!transposed_) return s.read_rows(row_begin, out);
+  if (!transposed_) {
+    EXO_ASSIGN_OR_RETURN(const MappedPart rows, s.map_rows(row_begin, n_rows));
+    return use(rows.bytes());
+  }
   const auto element = static_cast<size_t>(s.element_bytes());
+  std::vector<std::byte> turned(static_cast<size_t>(n_rows * s.part_rows) * element);
   for (int64_t r = 0; r < n_rows; ++r) {
-    for (int64_t c = 0; c < s.copy_rows; ++c) {
-      std::memcpy(out.data() + static_cast<size_t>(r * s.copy_rows + c) * element,
-                  s.copy.data() + static_cast<size_t>(c * s.n_cols + row_begin + r) * element,
-                  element);
+    for (int64_t c = 0; c < s.part_rows; ++c) {
+      const auto at = static_cast<size_t>(c * s.n_cols + row_begin + r) * element;
+      std::memcpy(turned.data() + static_cast<size_t>(r * s.part_rows + c) * element,
+                  s.part.bytes().data() + at, element);
     }
   }
-  return ok_status();
+  return use(std::span<const std::byte>(turned));
 }
 
 Status SourceMatrix::read_f32(int64_t row_begin, int64_t n_rows, std::span<float> out) const {
   EXO_RETURN_IF_ERROR(check_range(row_begin, n_rows, out.size()));
-  if (dtype() == DType::f32) return read_stored(row_begin, n_rows, std::as_writable_bytes(out));
-  std::vector<std::byte> raw(out.size() * static_cast<size_t>(state_->element_bytes()));
-  EXO_RETURN_IF_ERROR(read_stored(row_begin, n_rows, raw));
-  EXO_RETURN_IF_ERROR(widen_to_f32(dtype(), raw, out));
+  EXO_RETURN_IF_ERROR(with_stored(row_begin, n_rows, [&](std::span<const std::byte> stored) {
+    return widen_to_f32(dtype(), stored, out);
+  }));
   if (dtype() != DType::f8_e4m3) return ok_status();
   const int64_t cols = n_cols();
   // Runs of columns that share a scale, whatever the blocks' alignment in a transposed view.
   const int64_t block = transposed_ ? state_->scales.block_rows : state_->scales.block_cols;
-  const int64_t offset = transposed_ ? state_->copy_begin : 0;
+  const int64_t offset = transposed_ ? state_->first_row : 0;
   for (int64_t r = 0; r < n_rows; ++r) {
     float* row = out.data() + r * cols;
     for (int64_t c = 0; c < cols;) {
@@ -186,7 +196,10 @@ Status SourceMatrix::read_f32(int64_t row_begin, int64_t n_rows, std::span<float
 Status SourceMatrix::read_fp8(int64_t row_begin, int64_t n_rows, std::span<f8_e4m3> out) const {
   if (dtype() != DType::f8_e4m3) return internal_error(name() + ": read as FP8, but it is not");
   EXO_RETURN_IF_ERROR(check_range(row_begin, n_rows, out.size()));
-  return read_stored(row_begin, n_rows, std::as_writable_bytes(out));
+  return with_stored(row_begin, n_rows, [&](std::span<const std::byte> stored) {
+    std::memcpy(out.data(), stored.data(), stored.size());
+    return ok_status();
+  });
 }
 
 int64_t SourceMatrix::fp8_k_block() const {
@@ -204,8 +217,8 @@ int64_t SourceMatrix::fp8_k_block() const {
   if (row_begin_ != 0 || n_rows_ != s.n_cols) return 0;
   return weights::fp8_k_block({.block_rows = s.scales.block_rows,
                                .block_cols = s.scales.block_cols,
-                               .row_begin = s.copy_begin,
-                               .n_rows = s.copy_rows,
+                               .row_begin = s.first_row,
+                               .n_rows = s.part_rows,
                                .n_cols = s.n_cols,
                                .transposed = true});
 }

@@ -20,8 +20,8 @@ struct BlockScales {
 };
 
 /// Rows of a matrix, read on demand. A view may select a row range (one head of kv_b_proj) and be
-/// transposed (W_UK for the absorbed form): then rows are the stored columns and row reads are
-/// served from a copy of the range in memory. The checkpoint must outlive its matrices. Reads of
+/// transposed (W_UK for the absorbed form): then rows are the stored columns, and the range stays
+/// mapped while the view lives. The checkpoint must outlive its matrices. Reads of
 /// one matrix by several threads are safe.
 class SourceMatrix {
  public:
@@ -50,8 +50,9 @@ class SourceMatrix {
  private:
   struct State;
   Status check_range(int64_t row_begin, int64_t n_rows, size_t n_out) const;
-  /// Rows of this view as stored bytes. out: [n_rows, n_cols()] elements.
-  Status read_stored(int64_t row_begin, int64_t n_rows, std::span<std::byte> out) const;
+  /// Rows of this view as stored bytes [n_rows, n_cols()], to `use`.
+  template <typename Use>
+  Status with_stored(int64_t row_begin, int64_t n_rows, const Use& use) const;
   std::shared_ptr<const State> state_;
   int64_t row_begin_ = 0, n_rows_ = 0;
   bool transposed_ = false;
