@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <optional>
 #include <set>
 
 #include "base/json.h"
@@ -182,7 +183,8 @@ Result<model::Plan> check_given_plan(model::Plan plan, const PlannedModel& plann
 /// Why a conversion is needed, for people.
 std::string conversion_reason(const Context& context, const std::string& folder,
                               const std::string& format, const std::string& cache) {
-  if (hub::folder_exists(cache)) return "its weight cache is not whole: going on with it";
+  if (hub::file_exists(join(cache, "source.json")))
+    return "its weight cache is not whole: going on with it";
   for (const hub::CacheInfo& other : hub::list_caches(context.paths))
     if (other.complete && other.format == format && names_source(other, folder))
       return fmt::format(
@@ -280,12 +282,17 @@ Result<std::string> ensure_cache(const Context& context, const PlannedModel& pla
     say(fmt::format("exo: converting {} to {}: {}; into {}", at.name, format,
                     conversion_reason(context, at.folder, format, folder), folder));
   }
-  EXO_RETURN_IF_ERROR(hub::record_source(folder, at.name, format, at.folder));
   ThreadPool pool(planned.plan.limits.n_threads);
   ProgressBar bar("converting", ProgressBar::Unit::bytes, context.exo.disable_tui);
+  // Recorded when the work begins, that is once checkpoint and disk were found good: what is
+  // refused leaves no cache to be listed.
+  std::optional<Status> recorded;
   EXO_RETURN_IF_ERROR(model::convert_weights(
-      planned.plan, checkpoint, folder, pool,
-      [&](const model::ConvertProgress& p) { bar.update(p.done_bytes, p.total_bytes); }));
+      planned.plan, checkpoint, folder, pool, [&](const model::ConvertProgress& p) {
+        if (!recorded) recorded = hub::record_source(folder, at.name, format, at.folder);
+        bar.update(p.done_bytes, p.total_bytes);
+      }));
+  EXO_RETURN_IF_ERROR(recorded.value_or(ok_status()));
   bar.finish();
   return folder;
 }

@@ -23,12 +23,6 @@ int64_t n_pages_of(const Limits& limits) {
              : limits.max_sequences * ceil_div(limits.max_context_tokens, ops::kPageTokens);
 }
 
-int64_t latent_page_bytes(const HfConfig& config, DType cache) {
-  return ops::LatentPages{
-      .dtype = cache, .kv_lora_rank = config.kv_lora_rank, .rope_dim = config.qk_rope_head_dim}
-      .page_bytes();
-}
-
 int64_t run_memory_bytes(const HfConfig& config, const Placement& placement, const Limits& limits) {
   const int64_t logits =
       has_head(config, placement) ? row_bytes(limits.max_logit_rows, config.vocab_size) : 0;

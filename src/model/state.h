@@ -7,8 +7,6 @@ namespace exo::model {
 
 /// Pages of the latent cache that these limits ask for.
 int64_t n_pages_of(const Limits& limits);
-/// One layer's page, in bytes.
-int64_t latent_page_bytes(const HfConfig& config, DType cache);
 /// Bytes of State::run_memory.
 int64_t run_memory_bytes(const HfConfig& config, const Placement& placement, const Limits& limits);
 

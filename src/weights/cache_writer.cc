@@ -148,8 +148,10 @@ Result<std::unique_ptr<CacheWriter>> CacheWriter::create(const std::string& fold
   std::error_code error;
   fs::create_directories(folder, error);
   if (error) {
-    return failed_precondition(
-        fmt::format("{}: cannot make the folder: {}", folder, error.message()));
+    return failed_precondition(fmt::format(
+        "{}: cannot make this folder for the weight cache: {}; set DEEPSEEK_V3_CACHE to "
+        "one that can be written",
+        folder, error.message()));
   }
   Result<FileLock> lock = FileLock::acquire((fs::path(folder) / kLockName).string());
   if (!lock.ok()) {
