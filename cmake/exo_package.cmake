@@ -22,7 +22,7 @@ checkpoints, on the CPU, and comes with a small\nmodel to try.")
 set(CPACK_DEBIAN_EXO-DEV_PACKAGE_NAME exo-dev)
 set(CPACK_DEBIAN_EXO-DEV_PACKAGE_SECTION libdevel)
 set(CPACK_DEBIAN_EXO-DEV_PACKAGE_DEPENDS
-    "libfmt-dev, libspdlog-dev, nlohmann-json3-dev, libhwy-dev, libpcre2-dev, libxxhash-dev")
+    "libfmt-dev, libspdlog-dev, nlohmann-json3-dev, libhwy-dev, libpcre2-dev, libxxhash-dev, libhwloc-dev")
 set(CPACK_DEBIAN_EXO-DEV_DESCRIPTION "Headers, static libraries and the CMake package exo: the rooms of exo.cpp as\n\
 libraries, with the three stages of a model, tokenizer, operations and kernels.")
 set(CPACK_COMPONENT_EXO-DEV_DESCRIPTION ${CPACK_DEBIAN_EXO-DEV_DESCRIPTION})

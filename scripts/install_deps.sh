@@ -9,7 +9,7 @@ set -euo pipefail
 
 declare -A packages=(
   [build]="build-essential cmake ninja-build ccache libfmt-dev libspdlog-dev
-           nlohmann-json3-dev libcli11-dev libhwy-dev libpcre2-dev libxxhash-dev libedit-dev"
+           nlohmann-json3-dev libcli11-dev libhwy-dev libpcre2-dev libxxhash-dev libedit-dev libhwloc-dev"
   [test]="libgtest-dev libgmock-dev libbenchmark-dev python3 groff-base"
   [lint]="clang-format-14 clang-tidy-14 python3"
   [fuzz]="clang-14 libclang-rt-14-dev"

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -83,21 +84,32 @@ class MappedFile {
   uint64_t size_bytes() const { return size_bytes_; }
   const std::string& path() const { return path_; }
 
+  enum class Advice { normal, sequential, random, will_need, dont_need, huge_pages, populate };
+  /// The flag that the system gets; -1 where it has none.
+  static int system_flag(Advice advice);
+  /// A hint for [offset, offset + n_bytes), widened (dont_need: narrowed) to whole pages; failure
+  /// is not an error.
   /// populate: reads everything and maps every page now, in one call instead of a fault for each.
   /// dont_need: lets the pages go from this process; they stay in the page cache.
-  enum class Advice { dont_need, populate };
-  /// A hint for [offset, offset + n_bytes), widened to whole pages; failure is not an error.
   void advise(uint64_t offset, uint64_t n_bytes, Advice advice) const;
 
   /// The share of the file's pages that are in memory already, 0 to 1 (0 where the system doesn't
   /// say).
   double resident_share() const;
 
+  /// Asks the system to take the file out of memory (pages in use by others stay).
+  void evict() const;
+
  private:
   std::byte* data_ = nullptr;
   uint64_t size_bytes_ = 0;
   std::string path_;
 };
+
+/// MappedFile::advise for whatever mapping [data, data + n_bytes) lies in.
+void advise_memory(const std::byte* data, uint64_t n_bytes, MappedFile::Advice advice);
+/// MappedFile::resident_share of a part of a mapping.
+double resident_share(const std::byte* data, uint64_t n_bytes);
 
 /// Bytes of a file, mapped read-only for as long as this lives.
 class MappedPart {
@@ -144,12 +156,27 @@ void unmap_pages(std::byte* data, uint64_t n_bytes);
 /// Ctrl-C would leave the thread that waits for it asleep.
 void leave_signals_to_other_threads();
 
+/// The processor that the calling thread runs on now; -1 where the system doesn't say.
+int current_cpu();
+/// Moves the calling thread to another processor of its affinity mask, if there is one.
+void move_off_cpu(int cpu);
+
 /// Processors this process may use: the affinity mask, cut by the cgroup's CPU quota (rounded up);
 /// at least 1.
 int usable_cpus();
 
 /// Bytes of the last-level cache (shared ones whole), 0 where the system doesn't say.
 uint64_t last_level_cache_bytes();
+
+/// What the cgroups of a process (version 1 and 2, every one up to the root) allow it: infinity and
+/// UINT64_MAX where there is no limit. Tests give files of their own.
+struct CgroupLimits {
+  double cpus = std::numeric_limits<double>::infinity();
+  uint64_t memory_bytes = UINT64_MAX;
+  uint64_t free_memory_bytes = UINT64_MAX;  ///< under the tightest limit
+};
+CgroupLimits cgroup_limits(const std::string& proc_cgroup = "/proc/self/cgroup",
+                           const std::string& root = "/sys/fs/cgroup");
 
 /// The smaller of the machine's memory and the cgroup's limit.
 uint64_t total_memory_bytes();

@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cmath>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -73,34 +74,6 @@ uint64_t proc_kb(const char* file, std::string_view key) {
     if (line.starts_with(key)) return std::strtoull(line.c_str() + key.size(), nullptr, 10) * 1024;
   }
   return 0;
-}
-
-std::string first_line(const std::string& path) {
-  std::ifstream in(path);
-  std::string line;
-  std::getline(in, line);
-  return line;
-}
-
-// This process's cgroup v2 folder, "" if there is none.
-std::string cgroup_dir() {
-  std::ifstream in("/proc/self/cgroup");
-  for (std::string line; std::getline(in, line);) {
-    if (line.starts_with("0::")) return "/sys/fs/cgroup" + line.substr(3);
-  }
-  return "";
-}
-
-// The smallest value of a memory file from this cgroup up to the root; UINT64_MAX when unlimited.
-uint64_t cgroup_memory_limit() {
-  uint64_t limit = UINT64_MAX;
-  for (std::filesystem::path dir = cgroup_dir(); dir.string().size() >= 14;
-       dir = dir.parent_path()) {
-    const std::string text = first_line(dir / "memory.max");
-    if (!text.empty() && text != "max")
-      limit = std::min<uint64_t>(limit, std::strtoull(text.c_str(), nullptr, 10));
-  }
-  return limit;
 }
 
 }  // namespace
@@ -253,23 +226,72 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(data_, size_bytes_);
 }
 
-void MappedFile::advise(uint64_t offset, uint64_t n_bytes, Advice advice) const {
-  if (data_ == nullptr || offset >= size_bytes_) return;
-#ifdef MADV_POPULATE_READ
-  constexpr int kPopulate = MADV_POPULATE_READ;
+int MappedFile::system_flag(Advice advice) {
+  switch (advice) {
+    case Advice::normal:
+      return MADV_NORMAL;
+    case Advice::sequential:
+      return MADV_SEQUENTIAL;
+    case Advice::random:
+      return MADV_RANDOM;
+    case Advice::will_need:
+      return MADV_WILLNEED;
+    case Advice::dont_need:
+      return MADV_DONTNEED;
+    case Advice::huge_pages:
+#ifdef MADV_HUGEPAGE
+      return MADV_HUGEPAGE;
 #else
-  constexpr int kPopulate = MADV_WILLNEED;
+      return -1;
 #endif
-  const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-  const uint64_t begin = offset / page * page, end = std::min(offset + n_bytes, size_bytes_);
-  ::madvise(data_ + begin, end - begin, advice == Advice::populate ? kPopulate : MADV_DONTNEED);
+    case Advice::populate:
+#ifdef MADV_POPULATE_READ
+      return MADV_POPULATE_READ;
+#else
+      return MADV_WILLNEED;
+#endif
+  }
+  return -1;
 }
 
-double MappedFile::resident_share() const {
-  if (data_ == nullptr) return 0;
+void MappedFile::advise(uint64_t offset, uint64_t n_bytes, Advice advice) const {
+  if (data_ == nullptr || offset >= size_bytes_) return;
+  const uint64_t end = std::min(offset + n_bytes, size_bytes_);
+  // The last page is whole, whatever the file's size.
   const auto page = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-  std::vector<unsigned char> in_memory((size_bytes_ + page - 1) / page);
-  if (::mincore(data_, size_bytes_, in_memory.data()) != 0) return 0;
+  const uint64_t whole = end == size_bytes_ ? (end + page - 1) / page * page : end;
+  advise_memory(data_ + offset, whole - offset, advice);
+}
+
+void advise_memory(const std::byte* data, uint64_t n_bytes, MappedFile::Advice advice) {
+  const int flag = MappedFile::system_flag(advice);
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  auto begin = reinterpret_cast<uintptr_t>(data), end = begin + n_bytes;
+  if (advice == MappedFile::Advice::dont_need) {
+    begin = (begin + page - 1) / page * page;
+    end = end / page * page;
+  } else {
+    begin = begin / page * page;
+  }
+  if (flag >= 0 && begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, flag);
+}
+
+void MappedFile::evict() const {
+  // Pages that this mapping holds can't go.
+  advise(0, size_bytes_, Advice::dont_need);
+  const Fd fd(::open(path_.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() >= 0) ::posix_fadvise(fd.get(), 0, 0, POSIX_FADV_DONTNEED);
+}
+
+double MappedFile::resident_share() const { return exo::resident_share(data_, size_bytes_); }
+
+double resident_share(const std::byte* data, uint64_t n_bytes) {
+  if (n_bytes == 0) return 0;
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(data) + n_bytes;
+  std::vector<unsigned char> in_memory((end - begin + page - 1) / page);
+  if (::mincore(reinterpret_cast<void*>(begin), end - begin, in_memory.data()) != 0) return 0;
   const auto n = std::count_if(in_memory.begin(), in_memory.end(), [](auto b) { return b & 1; });
   return static_cast<double>(n) / static_cast<double>(in_memory.size());
 }
@@ -344,19 +366,27 @@ void leave_signals_to_other_threads() {
   ::pthread_sigmask(SIG_BLOCK, &asynchronous, nullptr);
 }
 
+int current_cpu() { return ::sched_getcpu(); }
+
+void move_off_cpu(int cpu) {
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  if (cpu < 0 || cpu >= CPU_SETSIZE || ::sched_getaffinity(0, sizeof all, &all) != 0) return;
+  cpu_set_t others = all;
+  CPU_CLR(static_cast<size_t>(cpu), &others);
+  if (CPU_COUNT(&others) == 0) return;
+  // A mask that excludes this processor moves the thread at once; the old one leaves it there.
+  ::sched_setaffinity(0, sizeof others, &others);
+  ::sched_setaffinity(0, sizeof all, &all);
+}
+
 int usable_cpus() {
   int n = static_cast<int>(std::thread::hardware_concurrency());
   cpu_set_t set;
   CPU_ZERO(&set);
   if (::sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
-  for (std::filesystem::path dir = cgroup_dir(); dir.string().size() >= 14;
-       dir = dir.parent_path()) {
-    const std::string text = first_line(dir / "cpu.max");  // "max 100000" or "150000 100000"
-    char* end = nullptr;
-    const double quota = std::strtod(text.c_str(), &end);
-    const double period = end == text.c_str() ? 0 : std::strtod(end, nullptr);
-    if (quota > 0 && period > 0) n = std::min(n, static_cast<int>(std::ceil(quota / period)));
-  }
+  const double cpus = std::ceil(cgroup_limits().cpus);
+  if (cpus < n) n = static_cast<int>(cpus);
   return std::max(n, 1);
 }
 
@@ -371,18 +401,11 @@ uint64_t last_level_cache_bytes() {
 }
 
 uint64_t total_memory_bytes() {
-  return std::min(proc_kb("/proc/meminfo", "MemTotal:"), cgroup_memory_limit());
+  return std::min(proc_kb("/proc/meminfo", "MemTotal:"), cgroup_limits().memory_bytes);
 }
 
 uint64_t available_memory_bytes() {
-  uint64_t available = proc_kb("/proc/meminfo", "MemAvailable:");
-  const uint64_t limit = cgroup_memory_limit();
-  if (limit != UINT64_MAX) {
-    const uint64_t used =
-        std::strtoull(first_line(cgroup_dir() + "/memory.current").c_str(), nullptr, 10);
-    available = std::min(available, limit > used ? limit - used : 0);
-  }
-  return available;
+  return std::min(proc_kb("/proc/meminfo", "MemAvailable:"), cgroup_limits().free_memory_bytes);
 }
 
 uint64_t peak_resident_bytes() { return proc_kb("/proc/self/status", "VmHWM:"); }

@@ -4,7 +4,7 @@
 #include <immintrin.h>
 #endif
 
-#include <chrono>
+#include <utility>
 
 #include "base/os.h"
 
@@ -17,6 +17,10 @@ constexpr int kGenerationShift = 17;
 // About 50 us of spinning: longer than the serial gaps inside a forward, shorter than a scheduler
 // tick.
 constexpr int kSpins = 2000;
+// Between a worker's offers of its processor to others: a yield is a microsecond where nobody wants
+// it. With a busy neighbour on one of two processors, streaming memory in tasks of 10 us reaches
+// 66% of its speed alone at 1 ms, 65% at 3 ms, 61% at 0.3 ms, and 54% without.
+constexpr auto kYieldEvery = std::chrono::milliseconds(1);
 
 void cpu_relax() {
 #if defined(__x86_64__)
@@ -28,7 +32,8 @@ void cpu_relax() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads) {
+ThreadPool::ThreadPool(int n_threads, std::function<void(int thread)> on_start)
+    : on_start_(std::move(on_start)) {
   for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
@@ -57,6 +62,7 @@ void ThreadPool::run(int64_t n_tasks, Call call, void* fn) {
   call_ = call;
   fn_ = fn;
   next_task_.store(0, std::memory_order_relaxed);
+  caller_cpu_.store(current_cpu(), std::memory_order_relaxed);
   const uint64_t generation = (gate_.load(std::memory_order_relaxed) >> kGenerationShift) + 1;
   gate_.store(generation << kGenerationShift | kOpen);  // seq_cst: ordered with n_parked_ below
   if (n_parked_.load() > 0) gate_.notify_all();
@@ -73,8 +79,24 @@ void ThreadPool::run(int64_t n_tasks, Call call, void* fn) {
   }
 }
 
+// Between tasks: true if the processor was given up, and with it the knowledge of the gate.
+bool ThreadPool::yield_if_due(std::chrono::steady_clock::time_point* last) const {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - *last < kYieldEvery) return false;
+  const int caller_cpu = caller_cpu_.load(std::memory_order_relaxed);
+  if (caller_cpu >= 0 && current_cpu() == caller_cpu) {
+    move_off_cpu(caller_cpu);
+  } else {
+    std::this_thread::yield();
+  }
+  *last = std::chrono::steady_clock::now();
+  return true;
+}
+
 void ThreadPool::work(int thread) {
   leave_signals_to_other_threads();
+  if (on_start_) on_start_(thread);
+  auto last_yield = std::chrono::steady_clock::now();
   uint64_t seen = 0;  // the last generation this worker has taken part in or missed
   int spins = 0;
   for (;;) {
@@ -92,6 +114,7 @@ void ThreadPool::work(int thread) {
       spins = 0;
       continue;
     }
+    if (yield_if_due(&last_yield)) continue;
     if (!gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acq_rel)) continue;
     seen = generation;
     spins = 0;

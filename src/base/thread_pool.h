@@ -5,10 +5,17 @@
 /// briefly (a layer's next operation comes within microseconds) and then park on a futex. The
 /// caller always works too, and at the end waits only for workers that have actually begun: a
 /// worker that the system never scheduled (a busy machine) costs nothing.
+///
+/// On a busy machine a worker that is preempted inside a task holds up everybody until it runs
+/// again (4 ms at Linux's usual 250 ticks a second, thirty operations of a decode). So workers give
+/// up their processor once a millisecond between tasks, where nobody waits for them, and move off
+/// the caller's processor, where the system's balancing leaves them for seconds.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <thread>
 #include <type_traits>
@@ -18,8 +25,9 @@ namespace exo {
 
 class ThreadPool {
  public:
-  /// n_threads >= 1 counts the caller; n_threads - 1 workers are started.
-  explicit ThreadPool(int n_threads);
+  /// n_threads >= 1 counts the caller; n_threads - 1 workers are started. Each calls on_start with
+  /// its number, from 1 on, before its first task.
+  explicit ThreadPool(int n_threads, std::function<void(int thread)> on_start = nullptr);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -42,6 +50,7 @@ class ThreadPool {
   void run(int64_t n_tasks, Call call, void* fn);
   void work(int thread);
   void run_tasks(int thread);
+  bool yield_if_due(std::chrono::steady_clock::time_point* last) const;
 
   // gate_: generation << 17 | open << 16 | workers inside. A worker enters by a compare-and-swap
   // that succeeds only while its generation is open; the caller closes the gate when tasks have run
@@ -49,10 +58,12 @@ class ThreadPool {
   alignas(64) std::atomic<uint64_t> gate_{0};
   alignas(64) std::atomic<int64_t> next_task_{0};
   alignas(64) std::atomic<int> n_parked_{0};
+  std::atomic<int> caller_cpu_{-1};
   int64_t n_tasks_ = 0;
   Call call_ = nullptr;
   void* fn_ = nullptr;
   std::atomic<bool> stop_{false};
+  std::function<void(int thread)> on_start_;
   std::vector<std::thread> workers_;
 };
 

@@ -2,9 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <thread>
 #include <vector>
+
+#include "base/os.h"
 
 namespace exo {
 namespace {
@@ -35,6 +39,47 @@ TEST(ThreadPool, WritesOfTasksAreSeenAfterwardsAndParkedWorkersWake) {
                       [&](int64_t task, int) { value[static_cast<size_t>(task)] = task * round; });
     for (int64_t i = 0; i < 1000; ++i) ASSERT_EQ(value[static_cast<size_t>(i)], i * round);
   }
+}
+
+// Three times as many threads as processors, and as many busy neighbours: workers are preempted
+// inside of tasks, between them, and before they have begun.
+TEST(ThreadPool, IsRightOnABusyMachine) {
+  const int n_cpus = usable_cpus();
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> neighbours;
+  for (int i = 0; i < n_cpus; ++i)
+    neighbours.emplace_back([&] {
+      while (!stop.load(std::memory_order_relaxed)) {
+      }
+    });
+  ThreadPool pool(std::min(3 * n_cpus, 24));
+  std::vector<int64_t> value(64);
+  for (int64_t round = 0; round < 200; ++round) {
+    std::atomic<int64_t> n_run{0};
+    pool.parallel_for(std::ssize(value), [&](int64_t task, int) {
+      volatile int64_t work = 0;
+      for (int64_t i = 0; i < task * 20; ++i) work = work + 1;
+      value[static_cast<size_t>(task)] = task + round;
+      n_run.fetch_add(1, std::memory_order_relaxed);
+    });
+    ASSERT_EQ(n_run.load(), std::ssize(value));
+    for (int64_t task = 0; task < std::ssize(value); ++task)
+      ASSERT_EQ(value[static_cast<size_t>(task)], task + round);
+  }
+  stop = true;
+  for (std::thread& t : neighbours) t.join();
+}
+
+TEST(ThreadPool, WorkersBeginWithOnStart) {
+  std::atomic<int> started{0};
+  ThreadPool pool(4, [&](int thread) { started.fetch_or(1 << thread); });
+  std::atomic<int> unstarted{0};
+  for (int round = 0; round < 50; ++round)
+    pool.parallel_for(16, [&](int64_t, int thread) {
+      if (thread > 0 && (started.load() >> thread & 1) == 0) ++unstarted;
+    });
+  EXPECT_EQ(unstarted.load(), 0);
+  EXPECT_EQ(started.load() & 1, 0) << "the caller isn't a worker";
 }
 
 }  // namespace
