@@ -28,10 +28,10 @@ struct Cache {
 };
 
 // One generated token after range(0).
-void run_absorbed(::benchmark::State& state, kernels::cpu::Isa isa, const Pair& p) {
+void run_absorbed_in(::benchmark::State& state, kernels::cpu::Isa isa, DType stored) {
   const int64_t n_past = state.range(0);
   Context c(isa);
-  const Cache cache(p.activation == DType::f32 ? DType::f32 : DType::bf16, n_past + 1);
+  const Cache cache(stored, n_past + 1);
   const auto q = some_floats(kHeads * (kRank + kRope));
   std::vector<float> out(static_cast<size_t>(kHeads * kRank));
   const ops::SequenceRows s[] = {cache.rows(n_past, 1, ops::AttentionForm::absorbed)};
@@ -47,8 +47,16 @@ void run_absorbed(::benchmark::State& state, kernels::cpu::Isa isa, const Pair& 
     if (!status.ok()) return state.SkipWithError("mla_absorbed");
   }
   const auto n = static_cast<double>(n_past + 1);
-  report(state, n * static_cast<double>(cache.pages.entry_bytes()),
+  report(state, n * static_cast<double>(cache.pages.token_bytes()),
          2.0 * kHeads * (2 * kRank + kRope) * n);
+}
+
+void run_absorbed(::benchmark::State& state, kernels::cpu::Isa isa, const Pair& p) {
+  run_absorbed_in(state, isa, p.activation == DType::f32 ? DType::f32 : DType::bf16);
+}
+// The cache's 8-bit formats, one for each pair that activations have anyway.
+void run_absorbed_codes(::benchmark::State& state, kernels::cpu::Isa isa, const Pair& p) {
+  run_absorbed_in(state, isa, p.activation == DType::i8 ? DType::i8 : DType::f8_e4m3);
 }
 
 // A prompt of range(0) tokens from its beginning.
@@ -83,12 +91,13 @@ void run_expanded(::benchmark::State& state, kernels::cpu::Isa isa, const Pair& 
     if (!status.ok()) return state.SkipWithError("mla_expanded");
   }
   const auto rows = static_cast<double>(n);
-  report(state, rows * static_cast<double>(cache.pages.entry_bytes()),
+  report(state, rows * static_cast<double>(cache.pages.token_bytes()),
          2.0 * kHeads *
              (rows * rows / 2 * (kNope + kRope + kValue) + rows * kRank * (kNope + kValue)));
 }
 
 const int kRegistered = (register_all("absorbed", {1023, 16383}, run_absorbed),
+                         register_all("absorbed_8bit", {1023, 16383}, run_absorbed_codes),
                          register_all("expanded", {512, 2048}, run_expanded), 0);
 
 }  // namespace

@@ -60,10 +60,17 @@ TEST_P(IsaGoldens, SameBits) {
   check_same_bits(golden(), table(), "", /*fp32=*/true);
   for (const char* format : {"", "int8", "int4"})
     check_same_bits(golden(), table(), format, /*fp32=*/false);
+  check_same_bits(golden(), table(), "int8", /*fp32=*/false, DType::i8);
 }
 TEST_P(IsaGoldens, MixedBatch) {
   check_mixed_batch(golden(), table(), "", /*fp32=*/true);
   check_mixed_batch(golden(), table(), "int8", /*fp32=*/false);
+  check_mixed_batch(golden(), table(), "int8", /*fp32=*/false, DType::f8_e4m3);
+}
+TEST_P(IsaGoldens, KvCache) {
+  // e4m3's error is four times int8's, a divergence goes with its square.
+  check_kv_cache(golden(), table(), DType::i8, kNativeKlBound);
+  check_kv_cache(golden(), table(), DType::f8_e4m3, 16 * kNativeKlBound);
 }
 TEST_P(IsaGoldens, NativeModel) { check_native_model(golden(), table()); }
 TEST_P(IsaGoldens, NativeModules) { NativeModules(golden(), table()).check(); }

@@ -10,6 +10,7 @@ enum Takes : unsigned {
   kModel = 1,
   kRunning = 2,  ///< isa, threads, chunk, compute
   kContextSize = 4,
+  kThreadList = 8,  ///< --threads is the command's own
 };
 
 void add_model(CLI::App& command, std::string& model) {
@@ -32,11 +33,17 @@ void add_model_options(CLI::App& command, ModelOptions& model, unsigned takes) {
           "--compute", [&model](const std::string& mode) { model.fp32_compute = mode == "fp32"; },
           "native: the format's fast path (default); fp32: activations and sums in fp32")
       ->check(CLI::IsMember({"native", "fp32"}));
+  command
+      .add_option("--kv-cache", model.kv_cache,
+                  "the context's cache as bf16, int8, fp8 or fp32 (default: bf16, with --compute "
+                  "fp32 fp32)")
+      ->check(CLI::IsMember({"bf16", "int8", "fp8", "fp32"}));
   command.add_option("--chunk", model.chunk, "prompt tokens of one forward; 0: all at once")
       ->check(whole_number(0));
   command.add_option("--isa", model.isa, "reference, avx2, avx512, amx, neon (default: the best)");
-  command.add_option("--threads", model.threads, "threads (default: all this process may use)")
-      ->check(CLI::Range(0, 4096));
+  if ((takes & kThreadList) == 0)
+    command.add_option("--threads", model.threads, "threads (default: all this process may use)")
+        ->check(CLI::Range(0, 4096));
   command.add_option("--plan", model.plan_file, "a file of `exo plan --json`: exactly this plan");
   command.add_flag("--warm", model.warm, "read all weights into memory before the first token");
   command.add_flag("--overcommit", model.overcommit,
@@ -193,6 +200,9 @@ void add_perplexity(CLI::App& command, PerplexityOptions& perplexity) {
   command.add_option("--against", perplexity.against,
                      "a second model: KL divergence from it, and how often the best token agrees");
   command.add_option("--against-format", perplexity.against_format, "the second one's --format");
+  command
+      .add_option("--against-kv-cache", perplexity.against_kv_cache, "the second one's --kv-cache")
+      ->check(CLI::IsMember({"bf16", "int8", "fp8", "fp32"}));
   command.add_option("--tokenizer", perplexity.tokenizer, "folder of another tokenizer.json");
   command.add_option("--tokens", perplexity.max_tokens, "only the text's first N tokens")
       ->check(whole_number(1));
@@ -238,11 +248,18 @@ void add_random_checkpoint(CLI::App& command, RandomCheckpointOptions& random) {
 }
 
 void add_bench(CLI::App& command, BenchCommandOptions& bench) {
-  add_model_options(command, bench.model, kModel | kRunning | kContextSize);
+  add_model_options(command, bench.model, kModel | kRunning | kContextSize | kThreadList);
+  command
+      .add_option("--threads", bench.threads,
+                  "thread counts: N,M,... (default: all this process may use)")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 4096));
   command.add_option("--random-weights", bench.random_weights,
                      "registry id or config.json: its shape with random weights");
   command.add_option("--layers", bench.layers, "with --random-weights: only so many layers")
       ->check(whole_number(1));
+  command.add_option("--dense", bench.dense, "with --layers: so many of them dense")
+      ->check(whole_number(0));
   command.add_option("--prefill", bench.prefill_tokens, "prompt lengths: N,M,...")
       ->delimiter(',')
       ->check(whole_number(1));
@@ -254,12 +271,17 @@ void add_bench(CLI::App& command, BenchCommandOptions& bench) {
       ->check(whole_number(1));
   command.add_option("--steps", bench.decode_steps, "timed decode steps")->check(whole_number(1));
   command.add_flag("--profile", bench.profile, "where the time goes, by operation");
+  command.add_flag("--cold", bench.cold,
+                   "time the load from the disk first, with nothing in memory");
+  command.add_flag("--roofline", bench.roofline,
+                   "only measure the machine, with 1, 2, 4, ... threads; no MODEL");
   command.add_flag("--json", bench.json, "one JSON document");
   command.footer(
       "Every speed is shown beside what this machine was measured to allow.\n"
       "Examples:\n"
       "  exo bench tiny --prefill 64 --steps 8\n"
-      "  exo bench --random-weights deepseek-v2-lite --layers 2 --format int4 --prefill 64 --json");
+      "  exo bench --random-weights deepseek-v2-lite --layers 2 --format int4 --prefill 64 --json\n"
+      "  exo bench --roofline");
 }
 
 }  // namespace

@@ -33,22 +33,25 @@ Result<std::string> random_config(const BenchCommandOptions& options) {
   EXO_ASSIGN_OR_RETURN(Json json, parse_json(text, options.random_weights));
   EXO_ASSIGN_OR_RETURN(const model::HfConfig config,
                        model::parse_config(json, options.random_weights));
-  if (options.layers == 0) return text;
-  if (options.layers > config.num_hidden_layers)
-    return invalid_argument(fmt::format("--layers {}: {} has {}", options.layers,
-                                        options.random_weights, config.num_hidden_layers));
-  json["num_hidden_layers"] = options.layers;
+  if (options.layers == 0 && !options.dense) return text;
+  const int64_t n_layers = options.layers > 0 ? options.layers : config.num_hidden_layers;
+  if (n_layers > config.num_hidden_layers)
+    return invalid_argument(fmt::format("--layers {}: {} has {}", n_layers, options.random_weights,
+                                        config.num_hidden_layers));
+  const int64_t n_dense =
+      options.dense.value_or(std::min(config.first_k_dense_replace, n_layers - 1));
+  if (n_dense > n_layers)
+    return invalid_argument(fmt::format("--dense {}: there are {} layers", n_dense, n_layers));
+  json["num_hidden_layers"] = n_layers;
   json["num_nextn_predict_layers"] = 0;
-  json["first_k_dense_replace"] = std::min(config.first_k_dense_replace, options.layers - 1);
+  json["first_k_dense_replace"] = n_dense;
   return json.dump();
 }
 
-/// A model of random weights, written once into a cache of its own.
-Result<LoadedModel> load_random(const Context& context, const BenchCommandOptions& options,
-                                const RunNeeds& needs) {
-  EXO_ASSIGN_OR_RETURN(const kernels::cpu::Isa isa, kernels::cpu::parse_isa(options.model.isa));
-  LoadedModel loaded;
-  PlannedModel& planned = loaded.planned;
+/// A model of random weights, planned, and written once into a cache of its own.
+Result<PlannedModel> prepare_random(const Context& context, const BenchCommandOptions& options,
+                                    const RunNeeds& needs) {
+  PlannedModel planned;
   EXO_ASSIGN_OR_RETURN(planned.config_json, random_config(options));
   EXO_ASSIGN_OR_RETURN(
       planned.plan, plan_config(planned.config_json, options.random_weights, options.model, needs));
@@ -62,24 +65,66 @@ Result<LoadedModel> load_random(const Context& context, const BenchCommandOption
                                         plan.placement.layer_end, weights::kCacheVersion});
   planned.location.name = fmt::format("{} of random weights, {} layers", options.random_weights,
                                       plan.config.num_hidden_layers);
-  if (!hub::file_exists(planned.cache_folder + "/weights.json")) {
-    const std::string name = fmt::format("random:{}", options.random_weights);
-    say(fmt::format("exo: writing {} into {} (`exo models rm {}` removes it)",
-                    planned.location.name, planned.cache_folder, name));
-    EXO_RETURN_IF_ERROR(hub::record_source(planned.cache_folder, name, format, "random weights"));
-    ThreadPool pool(plan.limits.n_threads);
-    ProgressBar bar("writing", ProgressBar::Unit::bytes, context.exo.disable_tui);
-    EXO_RETURN_IF_ERROR(model::write_random_cache(
-        plan, planned.cache_folder, kSeed, pool,
-        [&](const model::ConvertProgress& p) { bar.update(p.done_bytes, p.total_bytes); }));
-  }
+  if (hub::file_exists(planned.cache_folder + "/weights.json")) return planned;
+  const std::string name = fmt::format("random:{}", options.random_weights);
+  say(fmt::format("exo: writing {} into {} (`exo models rm {}` removes it)", planned.location.name,
+                  planned.cache_folder, name));
+  EXO_RETURN_IF_ERROR(hub::record_source(planned.cache_folder, name, format, "random weights"));
+  ThreadPool pool(plan.limits.n_threads);
+  ProgressBar bar("writing", ProgressBar::Unit::bytes, context.exo.disable_tui);
+  EXO_RETURN_IF_ERROR(model::write_random_cache(
+      plan, planned.cache_folder, kSeed, pool,
+      [&](const model::ConvertProgress& p) { bar.update(p.done_bytes, p.total_bytes); }));
+  return planned;
+}
+
+Result<PlannedModel> prepare(const Context& context, const BenchCommandOptions& options,
+                             const RunNeeds& needs) {
+  if (!options.random_weights.empty()) return prepare_random(context, options, needs);
+  EXO_ASSIGN_OR_RETURN(PlannedModel planned, plan_model(context, options.model, needs));
+  EXO_RETURN_IF_ERROR(check_memory(planned.plan, options.model));
+  EXO_ASSIGN_OR_RETURN(planned.cache_folder, ensure_cache(context, planned, false));
+  return planned;
+}
+
+/// A start, timed: until the engine takes work, and until it has done the first of it.
+struct Start {
+  std::unique_ptr<engine::Engine> engine;
+  double load_s = 0;
+  double first_prefill_s = 0;  ///< from the beginning of the load to the end of 16 tokens
+};
+
+Result<Start> start(const PlannedModel& planned, const ModelOptions& options) {
+  Start s;
+  EXO_ASSIGN_OR_RETURN(const kernels::cpu::Isa isa, kernels::cpu::parse_isa(options.isa));
   const auto begin = std::chrono::steady_clock::now();
-  EXO_ASSIGN_OR_RETURN(loaded.engine, engine::Engine::create({.cache_folder = planned.cache_folder,
-                                                              .plan = plan,
-                                                              .isa = isa,
-                                                              .warm = options.model.warm}));
-  loaded.load_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  return loaded;
+  const auto seconds = [&] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  EXO_ASSIGN_OR_RETURN(s.engine, start_engine(planned, options, isa));
+  s.load_s = seconds();
+  const std::vector<int32_t> tokens(
+      static_cast<size_t>(std::min<int64_t>(16, planned.plan.limits.max_context_tokens)), 1);
+  const int32_t last = static_cast<int32_t>(tokens.size()) - 1;
+  EXO_ASSIGN_OR_RETURN(const engine::SequenceId id, s.engine->add_sequence());
+  EXO_RETURN_IF_ERROR(s.engine->prefill(id, tokens, {&last, 1},
+                                        [](auto, const TensorView&) { return ok_status(); }));
+  s.first_prefill_s = seconds();
+  s.engine->remove_sequence(id);
+  return s;
+}
+
+/// The same with nothing of the cache in memory.
+Result<Start> start_cold(const PlannedModel& planned, const ModelOptions& options) {
+  {
+    EXO_ASSIGN_OR_RETURN(const auto cache, weights::WeightCache::open(planned.cache_folder));
+    cache.evict();
+  }
+  return start(planned, options);
+}
+
+OrderedJson to_json(const Start& s) {
+  return {{"load_s", s.load_s}, {"first_prefill_s", s.first_prefill_s}};
 }
 
 engine::BenchLimits bench_limits(const kernels::cpu::MachineLimits& machine) {
@@ -150,10 +195,43 @@ std::string line_text(const engine::BenchLine& line) {
 
 std::string machine_text(const kernels::cpu::MachineLimits& m, int n_threads) {
   return fmt::format(
-      "machine: {} threads, reads {:.1f} GB/s, int8 {:.2f} TOPS, bf16 {:.2f} TFLOPS (AMX), fp32 "
-      "{:.0f} GFLOPS\n  {}\n",
-      n_threads, m.read_gb_per_s, m.int8_tops, m.amx_bf16_tflops, m.fp32_gflops,
-      kernels::cpu::describe_features());
+      "machine: {} thread{}, reads {:.1f} GB/s, int8 {:.2f} TOPS, bf16 {:.2f} TFLOPS (AMX), VNNI "
+      "{:.2f} TOPS, fp32 {:.0f} GFLOPS\n",
+      n_threads, n_threads == 1 ? "" : "s", m.read_gb_per_s, m.int8_tops, m.amx_bf16_tflops,
+      m.vnni_tops, m.fp32_gflops);
+}
+
+Result<kernels::cpu::MachineLimits> limits_of(int n_threads, const ModelOptions& options) {
+  EXO_ASSIGN_OR_RETURN(const kernels::cpu::Isa isa, kernels::cpu::parse_isa(options.isa));
+  ThreadPool pool(n_threads);
+  return kernels::cpu::measure_limits(pool, isa);
+}
+
+/// The thread counts asked for, or all processors.
+std::vector<int> thread_counts(const BenchCommandOptions& options) {
+  std::vector<int> counts;
+  for (int64_t n : options.threads) counts.push_back(static_cast<int>(n));
+  if (counts.empty()) counts.push_back(usable_cpus());
+  return counts;
+}
+
+/// `--roofline`: 1, 2, 4, ... threads and all, or those asked for.
+Status roofline(const BenchCommandOptions& options) {
+  std::vector<int> counts = thread_counts(options);
+  if (options.threads.empty()) {
+    counts.clear();
+    for (int n = 1; n < usable_cpus(); n *= 2) counts.push_back(n);
+    counts.push_back(usable_cpus());
+  }
+  OrderedJson json = {{"machine", nullptr}, {"by_threads", OrderedJson::array()}};
+  for (int n : counts) {
+    EXO_ASSIGN_OR_RETURN(const kernels::cpu::MachineLimits machine, limits_of(n, options.model));
+    json["by_threads"].push_back(to_json(machine, n));
+    if (!options.json) EXO_RETURN_IF_ERROR(write_out(machine_text(machine, n)));
+  }
+  json["machine"] = json["by_threads"].back();
+  if (options.json) return write_out(json.dump(1) + "\n");
+  return write_out(fmt::format("  {}\n", kernels::cpu::describe_features()));
 }
 
 template <typename T>
@@ -170,8 +248,52 @@ Status check_sizes(std::string_view flag, const std::vector<int64_t>& values, in
 
 }  // namespace
 
+namespace {
+
+/// Everything with one number of threads, added to `json`.
+Status bench_threads(PlannedModel& planned, const BenchCommandOptions& options,
+                     const engine::BenchOptions& bench, int n_threads, OrderedJson& json) {
+  planned.plan.limits.n_threads = n_threads;
+  EXO_ASSIGN_OR_RETURN(planned.plan, model::make_plan(planned.plan.config, planned.plan.format,
+                                                      planned.plan.placement, planned.plan.limits));
+  const model::Plan& plan = planned.plan;
+  EXO_ASSIGN_OR_RETURN(const kernels::cpu::MachineLimits machine,
+                       limits_of(n_threads, options.model));
+  json["machine"] = to_json(machine, n_threads);
+  json["model"] = planned.location.name;
+  std::string text = machine_text(machine, n_threads);
+  if (options.cold) {
+    EXO_ASSIGN_OR_RETURN(const Start cold, start_cold(planned, options.model));
+    json["cold"] = to_json(cold);
+    text += fmt::format("cold start: loaded in {}, first prefill after {}\n",
+                        format_duration(cold.load_s), format_duration(cold.first_prefill_s));
+    // What the first prefill didn't touch: the warm start below is to be warm.
+    EXO_ASSIGN_OR_RETURN(const auto cache, weights::WeightCache::open(planned.cache_folder));
+    ThreadPool pool(n_threads);
+    cache.read_all(pool);
+  }
+  EXO_ASSIGN_OR_RETURN(const Start warm, start(planned, options.model));
+  json["load_s"] = warm.load_s;
+  json["warm"] = to_json(warm);
+  text += fmt::format("{} as {}, cache as {}: loaded in {}, first prefill after {}\n",
+                      planned.location.name, plan.format.to_string(),
+                      model::kv_cache_name(*plan.limits.cache), format_duration(warm.load_s),
+                      format_duration(warm.first_prefill_s));
+  Status written;
+  if (!options.json) written = write_out(text);
+  EXO_RETURN_IF_ERROR(
+      run_bench(*warm.engine, bench_limits(machine), bench, [&](const engine::BenchLine& line) {
+        json["results"].push_back(to_json(line, plan));
+        if (!options.json && written.ok()) written = write_out(line_text(line));
+      }));
+  return written;
+}
+
+}  // namespace
+
 Status bench_command(const Context& context, const BenchCommandOptions& options) {
   EXO_RETURN_IF_ERROR(check_inference_engine(context));
+  if (options.roofline) return roofline(options);
   engine::BenchOptions bench;
   if (!options.prefill_tokens.empty()) bench.prefill_tokens = options.prefill_tokens;
   if (!options.depths.empty()) bench.depths = options.depths;
@@ -186,33 +308,20 @@ Status bench_command(const Context& context, const BenchCommandOptions& options)
   needs.context_tokens = std::max(largest(bench.prefill_tokens),
                                   largest(bench.depths) + bench.n_decode_steps + kWarmUpTokens);
   needs.max_sequences = largest(bench.batches);
-  EXO_ASSIGN_OR_RETURN(const LoadedModel loaded, options.random_weights.empty()
-                                                     ? load_model(context, options.model, needs)
-                                                     : load_random(context, options, needs));
-  const model::Plan& plan = loaded.engine->plan();
-  EXO_ASSIGN_OR_RETURN(const kernels::cpu::Isa isa, kernels::cpu::parse_isa(options.model.isa));
-  kernels::cpu::MachineLimits machine;
-  {
-    ThreadPool pool(plan.limits.n_threads);
-    EXO_ASSIGN_OR_RETURN(machine, kernels::cpu::measure_limits(pool, isa));
-  }
-  OrderedJson json = {{"machine", to_json(machine, plan.limits.n_threads)},
-                      {"model", loaded.planned.location.name},
-                      {"load_s", loaded.load_s},
-                      {"results", OrderedJson::array()}};
-  if (!options.json)
-    EXO_RETURN_IF_ERROR(
-        write_out(machine_text(machine, plan.limits.n_threads) +
-                  fmt::format("{} as {}, loaded in {}\n", loaded.planned.location.name,
-                              plan.format.to_string(), format_duration(loaded.load_s))));
-  Status written;
-  EXO_RETURN_IF_ERROR(
-      run_bench(*loaded.engine, bench_limits(machine), bench, [&](const engine::BenchLine& line) {
-        json["results"].push_back(to_json(line, plan));
-        if (!options.json && written.ok()) written = write_out(line_text(line));
-      }));
-  if (!options.json) return written;
-  return write_out(json.dump(1) + "\n");
+  if (!options.model.plan_file.empty() && options.threads.size() > 1)
+    return invalid_argument("--threads with several numbers doesn't go with --plan, which has one");
+  BenchCommandOptions of_plan = options;
+  if (options.threads.size() == 1) of_plan.model.threads = static_cast<int>(options.threads[0]);
+  EXO_ASSIGN_OR_RETURN(PlannedModel planned, prepare(context, of_plan, needs));
+  const std::vector<int> counts = options.model.plan_file.empty()
+                                      ? thread_counts(options)
+                                      : std::vector<int>{planned.plan.limits.n_threads};
+  OrderedJson json = {{"machine", nullptr}, {"model", nullptr}, {"load_s", nullptr}};
+  json["results"] = OrderedJson::array();
+  for (int n_threads : counts)
+    EXO_RETURN_IF_ERROR(bench_threads(planned, options, bench, n_threads, json));
+  if (options.json) return write_out(json.dump(1) + "\n");
+  return write_out(fmt::format("  {}\n", kernels::cpu::describe_features()));
 }
 
 }  // namespace exo::cli

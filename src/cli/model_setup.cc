@@ -114,6 +114,7 @@ Result<model::Limits> make_limits(const model::HfConfig& config, const ModelOpti
       std::max(needs.max_sequences, std::min(needs.max_logit_rows, limits.max_batch_tokens));
   limits.n_threads = options.threads > 0 ? options.threads : usable_cpus();
   limits.fp32_compute = options.fp32_compute.value_or(false);
+  EXO_ASSIGN_OR_RETURN(limits.cache, model::parse_kv_cache(options.kv_cache));
   return limits;
 }
 
@@ -163,6 +164,9 @@ Status check_flags_agree(const model::Plan& plan, const ModelOptions& options) {
               std::max(limits.max_sequences, std::min(*options.chunk, limits.max_context_tokens))));
   if (options.fp32_compute)
     EXO_RETURN_IF_ERROR(agree("fp32_compute", limits.fp32_compute, *options.fp32_compute));
+  if (!options.kv_cache.empty())
+    EXO_RETURN_IF_ERROR(
+        agree("kv_cache", std::string(model::kv_cache_name(*limits.cache)), options.kv_cache));
   return ok_status();
 }
 
@@ -323,6 +327,28 @@ Status check_memory(const model::Plan& plan, const ModelOptions& options) {
       std::max<uint64_t>(2, (needed + machine - 1) / machine)));
 }
 
+Result<std::unique_ptr<engine::Engine>> start_engine(const PlannedModel& planned,
+                                                     const ModelOptions& options,
+                                                     kernels::cpu::Isa isa, ops::Capture* capture) {
+  engine::EngineOptions engine_options;
+  engine_options.cache_folder = planned.cache_folder;
+  engine_options.plan = planned.plan;
+  engine_options.isa = isa;
+  engine_options.capture = capture;
+  engine_options.warm = options.warm;
+  const auto needed = static_cast<uint64_t>(planned.plan.total_bytes());
+  const uint64_t available = available_memory_bytes();
+  if (needed > available) {
+    engine_options.stream_experts = true;
+    say(
+        fmt::format("exo: this run needs {} and {} are free: weights stay on the disk as far as "
+                    "they don't fit; "
+                    "a layer's chosen experts are read together, others not",
+                    format_bytes(needed), format_bytes(available)));
+  }
+  return engine::Engine::create(std::move(engine_options));
+}
+
 Result<LoadedModel> load_model(const Context& context, const ModelOptions& options,
                                const RunNeeds& needs) {
   EXO_RETURN_IF_ERROR(check_inference_engine(context));
@@ -332,13 +358,7 @@ Result<LoadedModel> load_model(const Context& context, const ModelOptions& optio
   EXO_RETURN_IF_ERROR(check_memory(loaded.planned.plan, options));
   EXO_ASSIGN_OR_RETURN(loaded.planned.cache_folder, ensure_cache(context, loaded.planned, false));
   const auto begin = std::chrono::steady_clock::now();
-  engine::EngineOptions engine_options;
-  engine_options.cache_folder = loaded.planned.cache_folder;
-  engine_options.plan = loaded.planned.plan;
-  engine_options.isa = isa;
-  engine_options.capture = needs.capture;
-  engine_options.warm = options.warm;
-  EXO_ASSIGN_OR_RETURN(loaded.engine, engine::Engine::create(std::move(engine_options)));
+  EXO_ASSIGN_OR_RETURN(loaded.engine, start_engine(loaded.planned, options, isa, needs.capture));
   loaded.load_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   log_info("loaded {} from {} in {}", loaded.planned.location.name, loaded.planned.cache_folder,
            format_duration(loaded.load_s));

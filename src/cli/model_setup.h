@@ -49,6 +49,13 @@ Result<std::string> ensure_cache(const Context& context, const PlannedModel& pla
 /// fit, and how many such machines would do.
 Status check_memory(const model::Plan& plan, const ModelOptions& options);
 
+/// Stage 3 of a planned model whose cache is there. Says on stderr when the weights don't fit in
+/// memory (--overcommit).
+Result<std::unique_ptr<engine::Engine>> start_engine(const PlannedModel& planned,
+                                                     const ModelOptions& options,
+                                                     kernels::cpu::Isa isa,
+                                                     ops::Capture* capture = nullptr);
+
 struct LoadedModel {
   PlannedModel planned;
   std::unique_ptr<engine::Engine> engine;

@@ -32,6 +32,7 @@ struct ModelOptions {
   std::string model;
   std::string format;                ///< "": the checkpoint's own
   std::optional<bool> fp32_compute;  ///< --compute fp32 or native; none: native
+  std::string kv_cache;              ///< bf16, int8, fp8, fp32; "": by fp32_compute
   std::optional<int64_t> chunk;      ///< prompt rows of a forward; 0: the whole prompt at once
   std::string isa = "auto";
   int threads = 0;      ///< 0: all that this process may use
@@ -110,6 +111,7 @@ struct PerplexityOptions {
   std::string text_file;
   std::string against;
   std::string against_format;
+  std::string against_kv_cache;
   std::string tokenizer;
   int64_t max_tokens = 0;  ///< of the text; 0: all
   bool json = false;
@@ -133,8 +135,11 @@ struct BenchCommandOptions {
   ModelOptions model;
   std::string random_weights;  ///< a registry id or a config.json
   int64_t layers = 0;
-  std::vector<int64_t> prefill_tokens, depths, batches;
+  std::optional<int64_t> dense;  ///< layers of them that are dense
+  std::vector<int64_t> prefill_tokens, depths, batches, threads;
   int64_t decode_steps = 24;
+  bool roofline = false;  ///< the machine's limits alone
+  bool cold = false;      ///< time a start from the disk, too
   bool profile = false;
   bool json = false;
 };

@@ -151,10 +151,13 @@ Status perplexity_command(const Context& context, const PerplexityOptions& optio
   needs.context_tokens = std::min(window, longest);
   EXO_ASSIGN_OR_RETURN(const LoadedModel ours, load_model(context, model_options, needs));
   std::optional<LoadedModel> reference;
-  if (!options.against.empty() || !options.against_format.empty()) {
+  if (!options.against.empty() || !options.against_format.empty() ||
+      !options.against_kv_cache.empty()) {
     ModelOptions other = model_options;
     if (!options.against.empty()) other.model = options.against;
-    other.format = options.against_format;
+    if (!options.against.empty() || !options.against_format.empty())
+      other.format = options.against_format;
+    if (!options.against_kv_cache.empty()) other.kv_cache = options.against_kv_cache;
     EXO_ASSIGN_OR_RETURN(reference, load_model(context, other, needs));
     if (reference->engine->plan().config.vocab_size != ours.engine->plan().config.vocab_size)
       return invalid_argument(fmt::format(

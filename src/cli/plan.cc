@@ -36,9 +36,9 @@ std::string describe_plan(const PlannedModel& planned) {
                       format_count(config.n_active_parameters()));
   text += fmt::format("  weights         {} as {}\n", bytes_of(plan.weight_bytes),
                       plan.format.to_string());
-  text += fmt::format("  cache           {} a token; {} for {} tokens\n",
-                      bytes_of(plan.kv_bytes_per_token), bytes_of(plan.kv_bytes),
-                      format_count(plan.limits.max_context_tokens));
+  text += fmt::format("  cache           {} a token as {}; {} for {} tokens\n",
+                      bytes_of(plan.kv_bytes_per_token), model::kv_cache_name(*plan.limits.cache),
+                      bytes_of(plan.kv_bytes), format_count(plan.limits.max_context_tokens));
   text += fmt::format("  scratch         {} (prefill of {} tokens, decode of {})\n",
                       bytes_of(plan.scratch_bytes + plan.state_bytes), plan.prefill.max_tokens,
                       plan.decode.max_tokens);

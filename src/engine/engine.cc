@@ -7,6 +7,7 @@
 #include <random>
 
 #include "base/log.h"
+#include "base/numa.h"
 #include "engine/page_pool.h"
 
 namespace exo::engine {
@@ -29,16 +30,23 @@ bool wants_probabilities(ops::Capture& capture, const model::Placement& placemen
 }  // namespace
 
 struct Engine::Impl {
-  Impl(EngineOptions o, int64_t n_pages)
-      : options(std::move(o)), pool(options.plan.limits.n_threads), pages(n_pages) {
+  Impl(EngineOptions o, std::unique_ptr<NumaTopology> nodes)
+      : options(std::move(o)),
+        numa(std::move(nodes)),
+        nodes_of_threads(numa == nullptr ? std::vector<int>()
+                                         : numa->nodes_of_threads(options.plan.limits.n_threads)),
+        pool(options.plan.limits.n_threads, [this](int thread) { bind(thread); }) {
+    bind(0);
     sequences.resize(static_cast<size_t>(options.plan.limits.max_sequences));
   }
 
   EngineOptions options;
+  const std::unique_ptr<NumaTopology> numa;  ///< null on machines with one node
+  const std::vector<int> nodes_of_threads;
   std::unique_ptr<model::Weights> weights;
   std::unique_ptr<model::State> state;
   ThreadPool pool;
-  PagePool pages;
+  PagePool pages{0};
   std::vector<Sequence> sequences;
   ops::OpTable table;
   ops::OpTable table_with_probabilities;  ///< the reference attention, which alone gives them
@@ -48,6 +56,20 @@ struct Engine::Impl {
   std::vector<ops::SequenceRows> rows;
 
   const model::Limits& limits() const { return options.plan.limits; }
+  void bind(int thread) const {
+    if (numa == nullptr) return;
+    const Status status = numa->bind_thread(nodes_of_threads[static_cast<size_t>(thread)]);
+    if (!status.ok()) log_warn("engine: thread {}: {}", thread, status.message());
+  }
+  // Every thread reads all of the cache and of the activations.
+  void spread_state() const {
+    if (numa == nullptr) return;
+    for (const Buffer* buffer : {&state->page_memory, &state->arena_memory, &state->run_memory}) {
+      const Status status =
+          numa->interleave(buffer->data(), static_cast<uint64_t>(buffer->size_bytes()));
+      if (!status.ok()) log_warn("engine: {}", status.message());
+    }
+  }
   Sequence* find(SequenceId id) {
     const bool known = id >= 0 && static_cast<size_t>(id) < sequences.size() &&
                        sequences[static_cast<size_t>(id)].used;
@@ -64,6 +86,19 @@ struct Engine::Impl {
 };
 
 namespace {
+
+// Null on a machine with one node, and where nothing can be found out.
+std::unique_ptr<NumaTopology> several_nodes() {
+  auto numa = NumaTopology::of_machine();
+  if (!numa.ok()) {
+    log_warn("engine: threads and memory stay where the system puts them: {}",
+             numa.status().message());
+    return nullptr;
+  }
+  if (numa->n_nodes() == 1) return nullptr;
+  log_info("engine: {} NUMA nodes: each thread on one, pages on all", numa->n_nodes());
+  return std::make_unique<NumaTopology>(*std::move(numa));
+}
 
 Status unknown_sequence(SequenceId id) {
   return not_found(fmt::format("engine: there is no sequence {}", id));
@@ -142,16 +177,19 @@ Result<std::unique_ptr<Engine>> Engine::create(EngineOptions options) {
         "of a model are run by a ring",
         options.plan.config.num_hidden_layers, placement.layer_begin, placement.layer_end));
   EXO_ASSIGN_OR_RETURN(auto weights, model::load_weights(options.plan, options.cache_folder));
-  if (options.warm) {
-    weights->cache.advise(MappedFile::Advice::populate);
+  if (options.stream_experts) weights->stream_experts();
+  auto impl = std::make_unique<Impl>(std::move(options), several_nodes());
+  if (impl->options.warm) {
+    weights->cache.read_all(impl->pool);
   } else {
-    weights->cache.map_resident();
+    weights->cache.map_resident(impl->pool);
   }
-  EXO_ASSIGN_OR_RETURN(auto state, model::create_state(options.plan));
-  const int64_t n_pages = state->pages.empty() ? 0 : state->pages.front().n_pages;
-  auto impl = std::make_unique<Impl>(std::move(options), n_pages);
+  EXO_ASSIGN_OR_RETURN(impl->state, model::create_state(impl->options.plan));
+  impl->spread_state();
+  const auto& layers = impl->state->pages;
+  const int64_t n_pages = layers.empty() ? 0 : layers.front().n_pages;
+  impl->pages = PagePool(n_pages);
   impl->weights = std::move(weights);
-  impl->state = std::move(state);
   impl->table = kernels::cpu::table(impl->options.isa);
   impl->table_with_probabilities = impl->table;
   impl->table_with_probabilities.mla_expanded = ops::reference_table().mla_expanded;
@@ -225,21 +263,25 @@ Status Engine::fill_with_noise(SequenceId id, int64_t n, uint64_t seed) {
   if (sequence == nullptr) return unknown_sequence(id);
   const int64_t begin = sequence->n_tokens;
   EXO_RETURN_IF_ERROR(impl_->reserve(*sequence, n));
+  const int64_t rank = impl_->options.plan.config.kv_lora_rank;
+  const int64_t rope = impl_->options.plan.config.qk_rope_head_dim;
   std::mt19937_64 random(seed);
+  std::vector<float> values(static_cast<size_t>(ops::kPageTokens * (rank + rope)));
   for (const ops::LatentPages& pages : impl_->state->pages) {
-    const int64_t n_values = pages.kv_lora_rank + pages.rope_dim;
-    for (int64_t t = begin; t < begin + n; ++t) {
-      const int32_t page = sequence->pages[static_cast<size_t>(t / ops::kPageTokens)];
-      std::byte* entry = pages.entry(page, t % ops::kPageTokens);
-      for (int64_t i = 0; i < n_values; ++i) {
-        // Uniform in [-2, 2): a normed latent's size.
-        const float value = static_cast<float>(static_cast<int64_t>(random()) >> 40) * 0x1p-22f;
-        if (pages.dtype == DType::bf16) {
-          reinterpret_cast<bf16*>(entry)[i] = to_bf16(value);
-        } else {
-          reinterpret_cast<float*>(entry)[i] = value;
-        }
-      }
+    for (int64_t t = begin; t < begin + n; t += ops::kPageTokens) {
+      // Uniform in [-2, 2): a normed latent's size.
+      for (float& v : values)
+        v = static_cast<float>(static_cast<int64_t>(random()) >> 40) * 0x1p-22f;
+      const int64_t n_rows = std::min(ops::kPageTokens, begin + n - t);
+      const ops::SequenceRows rows{.n_rows = static_cast<int32_t>(n_rows),
+                                   .n_past = static_cast<int32_t>(t),
+                                   .pages = sequence->pages};
+      EXO_RETURN_IF_ERROR(ops::store_latent(
+          {.latent = make_view(values.data(), {n_rows, rank}),
+           .k_rope = make_view(values.data() + ops::kPageTokens * rank, {n_rows, rope}),
+           .sequences = {&rows, 1},
+           .pages = pages},
+          impl_->context));
     }
   }
   sequence->n_tokens += n;

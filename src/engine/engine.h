@@ -22,6 +22,8 @@ struct EngineOptions {
   ops::Capture* capture = nullptr;
   /// Read all weights into memory first, instead of at their first use (`--warm`).
   bool warm = false;
+  /// For weights larger than memory: model::Weights::stream_experts.
+  bool stream_experts = false;
 };
 
 /// A sequence's tokens whose latents are in the cache, and its pages.

@@ -210,6 +210,40 @@ TEST_F(EngineTest, SequencesDecodedTogetherAreTheSameAsAlone) {
   }
 }
 
+TEST_F(EngineTest, StreamedExpertsAndAReadCacheGiveTheSameBits) {
+  auto plain = make_engine(limits());
+  const SequenceId id = *plain->add_sequence();
+  const auto expected = prefill_all(*plain, id, prompt(40));
+  for (const bool warm : {false, true}) {
+    auto engine = Engine::create({.cache_folder = *folder_,
+                                  .plan = *make_plan(limits()),
+                                  .isa = kernels::cpu::supported_isas().back(),
+                                  .warm = warm,
+                                  .stream_experts = !warm});
+    ASSERT_TRUE(engine.ok()) << engine.status().message();
+    const SequenceId other = *(*engine)->add_sequence();
+    EXPECT_EQ(prefill_all(**engine, other, prompt(40)), expected);
+  }
+}
+
+TEST_F(EngineTest, ACacheInEightBitsHoldsNoiseAndTokens) {
+  for (const DType cache : {DType::i8, DType::f8_e4m3}) {
+    model::Limits l = limits();
+    l.cache = cache;
+    auto engine = make_engine(l);
+    const SequenceId id = *engine->add_sequence();
+    ASSERT_TRUE(engine->fill_with_noise(id, 100, 3).ok());
+    EXPECT_EQ(engine->n_tokens(id), 100);
+    const auto first = decode_one(*engine, id, 5);
+    for (float v : first) ASSERT_TRUE(std::isfinite(v));
+    ASSERT_TRUE(engine->truncate(id, 100).ok());
+    EXPECT_EQ(decode_one(*engine, id, 5), first);
+    ASSERT_TRUE(engine->truncate(id, 0).ok());
+    ASSERT_TRUE(engine->fill_with_noise(id, 100, 4).ok());
+    EXPECT_NE(decode_one(*engine, id, 5), first) << "the noise is not looked at";
+  }
+}
+
 TEST_F(EngineTest, AFailureChangesNothing) {
   model::Limits l = limits();
   l.n_pages = 3;  // of 64 tokens, for contexts of 256

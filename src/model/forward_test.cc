@@ -1,6 +1,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <thread>
+
+#include "model/modules/mlp.h"
 #include "model/testing/golden_checks.h"
 
 namespace exo::model::testing {
@@ -156,6 +160,42 @@ TEST_F(Forward, LogitsComeOnlyForTheRowsAskedFor) {
   output = forward(run, batch_, runner_.ctx());
   ASSERT_TRUE(output.ok());
   EXPECT_EQ(output->logits.dim(0), 0);
+}
+
+// Weights larger than memory: what a layer has chosen comes from the disk before it is needed, and
+// nothing else does.
+TEST(Load, ChosenExpertsAreReadAhead) {
+  constexpr int64_t kExperts = 8, kRows = 512, kCols = 1024, kBytes = kRows * kCols * 2;
+  const TempDir folder;
+  const std::string path = folder.path() + "/experts";
+  ASSERT_TRUE(write_file_atomic(path, std::string(kExperts * 2 * kBytes, 'x')).ok());
+  const auto file = MappedFile::open(path);
+  ASSERT_TRUE(file.ok());
+  file->advise(0, file->size_bytes(), MappedFile::Advice::random);
+  MoeWeights weights;
+  for (int64_t i = 0; i < kExperts; ++i) {
+    PackedMatrix m{.format = WeightFormat::bf16, .n_out = kRows, .n_in = kCols};
+    m.tiles = file->data() + 2 * i * kBytes;
+    weights.gate_up.push_back(m);
+    m.tiles += kBytes;
+    weights.down.push_back(m);
+  }
+  ASSERT_EQ(weights::packed_matrix_bytes(WeightFormat::bf16, kRows, kCols, 0),
+            static_cast<uint64_t>(kBytes));
+  const auto resident = [&](int64_t expert) {
+    return resident_share(file->data() + 2 * expert * kBytes, 2 * kBytes);
+  };
+  file->evict();
+  for (int64_t i = 0; i < kExperts; ++i)
+    if (resident(i) > 0) GTEST_SKIP() << "a file system that keeps everything in memory";
+  const int32_t ids[] = {1, 5, 3, 5};
+  moe::read_ahead(weights, make_view(ids, {2, 2}));
+  const auto begin = std::chrono::steady_clock::now();
+  while (resident(1) + resident(3) + resident(5) < 3 &&
+         std::chrono::steady_clock::now() - begin < std::chrono::seconds(20))
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  for (int64_t i = 0; i < kExperts; ++i)
+    EXPECT_EQ(resident(i), i == 1 || i == 3 || i == 5 ? 1.0 : 0.0) << "expert " << i;
 }
 
 TEST(Load, AForeignOrDamagedCacheIsNamed) {

@@ -79,6 +79,11 @@ class Loader {
 
 }  // namespace
 
+void Weights::stream_experts() {
+  cache.advise_single_experts();
+  for (DecoderLayerWeights& layer : layers) layer.moe.read_ahead = true;
+}
+
 Result<std::unique_ptr<Weights>> load_weights(const Plan& plan, const std::string& cache_folder) {
   auto out = std::make_unique<Weights>();
   EXO_ASSIGN_OR_RETURN(out->cache, weights::WeightCache::open(cache_folder));

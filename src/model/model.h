@@ -37,6 +37,7 @@ struct MoeWeights {
   std::vector<PackedMatrix> gate_up;  ///< [n_experts]
   std::vector<PackedMatrix> down;     ///< [n_experts]
   MlpWeights shared;                  ///< empty without shared experts
+  bool read_ahead = false;            ///< Weights::stream_experts
 };
 struct DecoderLayerWeights {
   MlaWeights attention;
@@ -50,6 +51,10 @@ struct Weights {
   std::vector<DecoderLayerWeights> layers;
   TensorView final_norm;  ///< [hidden_size] f32; with the last layer
   PackedMatrix lm_head;   ///< [vocab_size, hidden_size]; with the last layer
+
+  /// For weights that don't fit in memory: they stay in the page cache as far as they do, and the
+  /// chosen experts of a layer are asked for all at once, whole, before the first is computed.
+  void stream_experts();
 };
 
 /// Resolves every path of the plan in the cache: the only string look-ups of a run. A missing,

@@ -86,6 +86,7 @@ Status check_limits(const HfConfig& c, Limits& l) {
   EXO_RETURN_IF_ERROR(in("max_logit_rows", l.max_logit_rows, 1, l.max_batch_tokens));
   EXO_RETURN_IF_ERROR(in("n_threads", l.n_threads, 1, 4096));
   l.n_pages = n_pages_of(l);
+  if (!l.cache) l.cache = l.fp32_compute ? DType::f32 : DType::bf16;
   return in("n_pages (for every sequence's whole context)", l.n_pages, 1, (int64_t{1} << 31) - 1);
 }
 
@@ -134,6 +135,25 @@ Result<FormatChoice> parse_format(const std::string& text, const HfConfig& confi
   return choice;
 }
 
+constexpr std::array<std::pair<std::string_view, DType>, 4> kCacheNames = {
+    {{"bf16", DType::bf16}, {"int8", DType::i8}, {"fp8", DType::f8_e4m3}, {"fp32", DType::f32}}};
+
+Result<std::optional<DType>> parse_kv_cache(const std::string& text) {
+  if (text.empty()) return std::optional<DType>();
+  for (const auto& [name, dtype] : kCacheNames) {
+    if (name == text) return std::optional(dtype);
+  }
+  return invalid_argument(
+      fmt::format("KV cache '{}': expected bf16, int8, fp8 or fp32", text.substr(0, 50)));
+}
+
+std::string_view kv_cache_name(DType cache) {
+  for (const auto& [name, dtype] : kCacheNames) {
+    if (dtype == cache) return name;
+  }
+  return exo::to_string(cache);
+}
+
 Placement whole_model(const HfConfig& config) {
   Placement p;
   p.layer_end = config.num_hidden_layers;
@@ -158,13 +178,13 @@ Result<Plan> make_plan(const HfConfig& config, const FormatChoice& format,
   plan.decode.scratch_bytes = scratch_bytes(plan, plan.decode, plan.decode.max_tokens);
   plan.scratch_bytes = std::max(plan.prefill.scratch_bytes, plan.decode.scratch_bytes);
 
-  const ops::LatentPages pages{.dtype = l.fp32_compute ? DType::f32 : DType::bf16,
+  const ops::LatentPages pages{.dtype = *l.cache,
                                .n_pages = l.n_pages,
                                .kv_lora_rank = config.kv_lora_rank,
                                .rope_dim = config.qk_rope_head_dim};
   const int64_t n_layers = placement.layer_end - placement.layer_begin;
-  plan.cache = {{.stream = "latent", .dtype = pages.dtype, .bytes_per_entry = pages.entry_bytes()}};
-  plan.kv_bytes_per_token = n_layers * pages.entry_bytes();
+  plan.cache = {{.stream = "latent", .dtype = pages.dtype, .bytes_per_entry = pages.token_bytes()}};
+  plan.kv_bytes_per_token = n_layers * pages.token_bytes();
   plan.kv_bytes = n_layers * pages.page_bytes() * l.n_pages;
   plan.state_bytes = run_memory_bytes(config, placement, l);
   for (const RecipeUnit& unit : make_recipe(plan))

@@ -47,7 +47,13 @@ struct Limits {
   int64_t max_logit_rows = 1;  ///< rows of one forward whose logits may be wanted
   int n_threads = 1;
   bool fp32_compute = false;
+  /// Of the cached latents (ops::LatentPages); unset: bf16, f32 under fp32_compute.
+  std::optional<DType> cache;
 };
+/// `--kv-cache`: "bf16", "int8", "fp8" or "fp32"; "" is unset.
+Result<std::optional<DType>> parse_kv_cache(const std::string& text);
+/// And back: "bf16", "int8", ...
+std::string_view kv_cache_name(DType cache);
 
 enum class Phase : uint8_t { prefill, decode };
 
@@ -174,7 +180,8 @@ struct Plan {
   int64_t total_bytes() const { return weight_bytes + kv_bytes + scratch_bytes + state_bytes; }
 };
 
-/// Pure: the same arguments give the same plan on every machine. Limits are completed (n_pages).
+/// Pure: the same arguments give the same plan on every machine. Limits are completed (n_pages,
+/// cache).
 Result<Plan> make_plan(const HfConfig& config, const FormatChoice& format,
                        const Placement& placement, const Limits& limits);
 

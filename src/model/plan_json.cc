@@ -132,7 +132,8 @@ J to_json(const Limits& l) {
           {"n_pages", l.n_pages},
           {"max_logit_rows", l.max_logit_rows},
           {"n_threads", l.n_threads},
-          {"fp32_compute", l.fp32_compute}};
+          {"fp32_compute", l.fp32_compute},
+          {"kv_cache", kv_cache_name(*l.cache)}};
 }
 
 Result<Placement> placement_from_json(const Json& json, const std::string& where) {
@@ -158,6 +159,8 @@ Result<Limits> limits_from_json(const Json& json, const std::string& where) {
   EXO_ASSIGN_OR_RETURN(const int64_t n_threads, o.integer("n_threads", 1, 4096));
   l.n_threads = static_cast<int>(n_threads);
   EXO_ASSIGN_OR_RETURN(l.fp32_compute, o.boolean_or("fp32_compute", false));
+  EXO_ASSIGN_OR_RETURN(const std::string cache, o.string_or("kv_cache", ""));
+  EXO_ASSIGN_OR_RETURN(l.cache, parse_kv_cache(cache));
   return l;
 }
 

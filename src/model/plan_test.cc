@@ -82,6 +82,28 @@ TEST(Plan, RealV3FromItsConfigAloneAtOnce) {
   EXPECT_EQ(cache_bytes(plan), static_cast<uint64_t>(plan.weight_bytes + plan.mtp_weight_bytes));
 }
 
+TEST(Plan, TheCacheInEightBits) {
+  const HfConfig v3 = fact("deepseek-v3");
+  for (const char* name : {"int8", "fp8"}) {
+    const Result<std::optional<DType>> cache = parse_kv_cache(name);
+    ASSERT_TRUE(cache.ok());
+    const Plan plan = good_plan(v3, "", {.max_context_tokens = 4096, .cache = *cache});
+    // 512 codes, 64 rotated values in bf16, 4 scales.
+    EXPECT_EQ(plan.cache.front().bytes_per_entry, 512 + 128 + 16);
+    EXPECT_EQ(plan.kv_bytes_per_token, 61 * 656);
+    EXPECT_EQ(plan.kv_bytes, plan.kv_bytes_per_token * 4096);
+    EXPECT_EQ(plan.prefill.layers[7].attention.cache, **cache);
+    const Result<Plan> back = plan_from_json(Json(plan_to_json(plan)), "plan");
+    ASSERT_TRUE(back.ok()) << back.status().message();
+    EXPECT_EQ(back->limits.cache, *cache);
+  }
+  EXPECT_THAT(parse_kv_cache("int3").status().message(), HasSubstr("bf16, int8, fp8 or fp32"));
+  // A precise cache under native compute, a coarse one under fp32.
+  EXPECT_EQ(good_plan(v3, "", {.cache = DType::f32}).kv_bytes_per_token, 61 * 576 * 4);
+  EXPECT_EQ(good_plan(v3, "", {.fp32_compute = true, .cache = DType::i8}).kv_bytes_per_token,
+            61 * 656);
+}
+
 TEST(Plan, PhasesDifferInFormAndW_UK) {
   const Plan plan = good_plan(fact("deepseek-v3"));
   const MlaConfig& prefill = plan.prefill.layers[5].attention;

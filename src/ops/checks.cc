@@ -125,8 +125,9 @@ Status check_matrices(std::string_view op, std::string_view operand,
 Status check_sequences(std::string_view op, std::span<const SequenceRows> sequences,
                        const LatentPages& pages, int64_t n_rows, int64_t kv_lora_rank,
                        int64_t rope_dim) {
-  if (pages.dtype != DType::f32 && pages.dtype != DType::bf16)
-    return wrong(op, "pages", "f32 or bf16", to_string(pages.dtype));
+  if (pages.dtype != DType::f32 && pages.dtype != DType::bf16 && pages.dtype != DType::i8 &&
+      pages.dtype != DType::f8_e4m3)
+    return wrong(op, "pages", "f32, bf16, i8 or f8_e4m3", to_string(pages.dtype));
   if (pages.kv_lora_rank != kv_lora_rank || pages.rope_dim != rope_dim)
     return wrong(op, "pages", fmt::format("entries of {} + {}", kv_lora_rank, rope_dim),
                  fmt::format("{} + {}", pages.kv_lora_rank, pages.rope_dim));

@@ -148,22 +148,38 @@ struct ExpertsArgs {
 };
 
 /// One layer's paged latent cache: a page holds kPageTokens entries, an entry the normed latent and
-/// the rotated key of a token, contiguous: [kv_lora_rank | qk_rope_head_dim]. 576 values for V2 and
-/// V3, never one per head.
+/// the rotated key of a token: 512 + 64 values for V2 and V3, never one per head.
+///  - f32, bf16: [kv_lora_rank | rope_dim] values, contiguous.
+///  - i8, f8_e4m3: kv_lora_rank codes of a byte; on a new line the rotated key in bf16. Behind a
+///    page's entries: scales [kPageTokens, n_scales()] f32, one for each kLatentPartCols latents of
+///    an entry; a latent is code * scale (docs/quantisation.md).
 inline constexpr int64_t kPageTokens = 64;
+inline constexpr int64_t kLatentPartCols = 128;
 struct LatentPages {
-  DType dtype = DType::f32;   ///< f32 or bf16
+  DType dtype = DType::f32;   ///< f32, bf16, i8 or f8_e4m3
   std::byte* data = nullptr;  ///< page p begins at p * page_bytes()
   int64_t n_pages = 0;
   int64_t kv_lora_rank = 0;
   int64_t rope_dim = 0;
 
-  int64_t entry_bytes() const {
-    return align_up((kv_lora_rank + rope_dim) * exo::size_bytes(dtype));
+  bool has_codes() const { return exo::size_bytes(dtype) == 1; }
+  DType rope_dtype() const { return has_codes() ? DType::bf16 : dtype; }
+  int64_t n_scales() const { return has_codes() ? ceil_div(kv_lora_rank, kLatentPartCols) : 0; }
+  int64_t rope_offset() const {
+    return has_codes() ? align_up(kv_lora_rank) : kv_lora_rank * exo::size_bytes(dtype);
   }
-  int64_t page_bytes() const { return kPageTokens * entry_bytes(); }
+  int64_t entry_bytes() const {
+    return align_up(rope_offset() + rope_dim * exo::size_bytes(rope_dtype()));
+  }
+  int64_t page_bytes() const { return kPageTokens * token_bytes(); }
+  /// What a token takes of a page.
+  int64_t token_bytes() const { return entry_bytes() + n_scales() * 4; }
+  std::byte* page(int32_t page) const { return data + page * page_bytes(); }
   std::byte* entry(int32_t page, int64_t slot) const {
     return data + page * page_bytes() + slot * entry_bytes();
+  }
+  float* scales(int32_t page, int64_t slot) const {
+    return reinterpret_cast<float*>(entry(page, kPageTokens)) + slot * n_scales();
   }
 };
 
@@ -183,7 +199,10 @@ struct SequenceRows {
   AttentionForm form = AttentionForm::expanded;
 };
 
-/// Stores the rows' entries (rounded to the pages' dtype) at their sequences' next places.
+/// Stores the rows' entries, rounded to the pages' dtype, at their sequences' next places. Codes,
+/// for each part of a latent with a = max|x| and top = 127 (i8) or 448 (f8_e4m3): scale = a / top,
+/// code = x * (top / a), rounded to nearest even. A part with a < 1e-30 is zero (scale 0); one with
+/// a NaN or an infinity has scale NaN and codes 0.
 struct StoreLatentArgs {
   TensorView latent;  ///< [n_rows, kv_lora_rank] f32, normed
   TensorView k_rope;  ///< [n_rows, rope_dim] f32, rotated

@@ -98,32 +98,40 @@ int64_t experts_scratch_bytes(int64_t n_tokens, int64_t top_k, int64_t n_experts
 
 int64_t mla_absorbed_scratch_bytes(int64_t n_rows, int64_t n_heads, int64_t kv_lora_rank,
                                    int64_t rope_dim, int n_threads) {
-  // A thread's page in f32, 16 heads' queries and state; and 8 partial states of each unit of work
-  // (a row and 16 heads) while there are fewer than 4 units a thread.
-  const int64_t entry = align_up(kv_lora_rank + rope_dim, 16);
+  // A thread's page in f32 or in tiles, one block of 16 heads' queries and scores, every block's
+  // queries and two states; and 8 partial states of each unit of work (a row and 16 heads) while
+  // there are fewer than 4 units a thread, of a whole row's blocks at least.
+  const int64_t entry = align_up(kv_lora_rank + rope_dim, 16), n_blocks = ceil_div(n_heads, 16);
   const int64_t state = piece(16 * (align_up(kv_lora_rank, 16) + 32) * 4);
-  const int64_t per_thread = piece(kPageTokens * entry * 4) + piece(16 * entry * 4) +
-                             piece(16 * kPageTokens * 4) + 2 * state + kThreadScratchBytes;
-  const int64_t n_units = std::min(n_rows * ceil_div(n_heads, 16), int64_t{4} * n_threads);
+  const int64_t per_thread = piece(kPageTokens * entry * 4 + 6144) + piece(16 * entry * 4) +
+                             piece(16 * kPageTokens * 4) +
+                             n_blocks * (piece(16 * entry * 4) + 2 * state);
+  const int64_t n_units = std::min(n_rows * n_blocks, int64_t{4} * n_threads + n_blocks);
   return n_threads * per_thread + n_units * 8 * state + piece(n_rows * 64);
 }
 
-int64_t mla_expanded_scratch_bytes(int64_t n_rows, int64_t, int64_t qk_nope_head_dim,
+int64_t mla_expanded_scratch_bytes(int64_t n_rows, int64_t n_heads, int64_t qk_nope_head_dim,
                                    int64_t rope_dim, int64_t v_head_dim, int64_t kv_lora_rank,
                                    int n_threads) {
   const int64_t qk = align_up(qk_nope_head_dim, 16) + align_up(rope_dim, 16);
-  const int64_t v = align_up(v_head_dim, 16);
-  // A thread's page: the latents as f32 and packed, K twice (rows and columns), V, a block of
-  // scores, and for 4 heads every row's running maximum and sum.
-  const int64_t per_thread =
-      piece(kPageTokens * align_up(kv_lora_rank + rope_dim, 16) * 4) +
-      packed_rows_bytes(DType::f32, kPageTokens, kv_lora_rank) +
+  const int64_t v = align_up(v_head_dim, 16), entry = align_up(kv_lora_rank + rope_dim, 16);
+  // A thread's page: the latents as f32 and packed, K twice (rows and columns), V, and for 4 heads
+  // every row's running maximum and sum. Or, with tiles, four pages of K and V, one of K as columns
+  // and as lines, and a head's queries in bf16 and sums of up to 512 rows.
+  const int64_t page =
+      piece(kPageTokens * entry * 4) + packed_rows_bytes(DType::f32, kPageTokens, kv_lora_rank) +
       packed_rows_bytes(DType::i8, kPageTokens, kv_lora_rank) + piece(kPageTokens * qk * 4) * 2 +
-      piece(kPageTokens * v * 4) + piece(64 * kPageTokens * 4) + piece(4 * n_rows * 8) +
-      // and, for tiles, two heads' queries in bf16 and sums, of up to 512 rows.
-      2 * (std::min<int64_t>(n_rows, 512) + 16) * (align_up(qk, 32) * 2 + v * 4) +
-      2 * kThreadScratchBytes;
-  return n_threads * per_thread + piece(n_rows * 64);
+      piece(kPageTokens * v * 4) + piece(4 * n_rows * 8);
+  const int64_t tiles = piece(4 * kPageTokens * (qk + v) * 4) + piece(entry * 4) +
+                        piece(kPageTokens * qk * 4) + piece(align_up(qk, 32) * 128 + 20480) +
+                        (std::min<int64_t>(n_rows, 512) + 31) * (align_up(qk, 32) * 2 + v * 4) + 64;
+  const int64_t per_thread = std::max(page, tiles) + kThreadScratchBytes;
+  // Shared with tiles: 32 pages' keys and values of 16 heads, packed latents and rotated keys.
+  const int64_t shared = 32 * std::min<int64_t>(n_heads, 16) * (align_up(qk, 32) * 128 + v * 128) +
+                         1024 + packed_rows_bytes(DType::bf16, 32 * kPageTokens, kv_lora_rank) +
+                         packed_rows_bytes(DType::i8, 32 * kPageTokens, kv_lora_rank) +
+                         piece(32 * kPageTokens * rope_dim * 4) + piece(16 * n_rows * 8);
+  return n_threads * per_thread + shared + piece(n_rows * 64);
 }
 
 }  // namespace exo::ops

@@ -380,15 +380,42 @@ Status WeightCache::verify() const {
   return ok_status();
 }
 
-void WeightCache::advise(MappedFile::Advice advice) const {
-  for (const auto& [name, file] : files_) file.advise(0, file.size_bytes(), advice);
+namespace {
+
+// Pieces that end at huge pages' borders.
+void populate(const MappedFile& file, ThreadPool& pool) {
+  constexpr uint64_t kPiece = uint64_t{64} << 20;
+  pool.parallel_for(
+      static_cast<int64_t>((file.size_bytes() + kPiece - 1) / kPiece), [&](int64_t i, int) {
+        file.advise(static_cast<uint64_t>(i) * kPiece, kPiece, MappedFile::Advice::populate);
+      });
 }
 
-void WeightCache::map_resident() const {
+}  // namespace
+
+void WeightCache::read_all(ThreadPool& pool) const {
+  for (const auto& [name, file] : files_) {
+    // Missing pages come in huge ones; those of smaller ones stay as they are.
+    file.advise(0, file.size_bytes(), MappedFile::Advice::huge_pages);
+    populate(file, pool);
+  }
+}
+
+void WeightCache::map_resident(ThreadPool& pool) const {
   constexpr double kNearlyAll = 0.95;
   for (const auto& [name, file] : files_)
-    if (file.resident_share() > kNearlyAll)
-      file.advise(0, file.size_bytes(), MappedFile::Advice::populate);
+    if (file.resident_share() > kNearlyAll) populate(file, pool);
+}
+
+void WeightCache::advise_single_experts() const {
+  for (const auto& [path, e] : config_.entries) {
+    if (path.find(".experts.") == path.npos) continue;
+    files_.at(e.file).advise(e.offset_bytes, e.n_bytes, MappedFile::Advice::random);
+  }
+}
+
+void WeightCache::evict() const {
+  for (const auto& [name, file] : files_) file.evict();
 }
 
 }  // namespace exo::weights

@@ -11,6 +11,7 @@
 
 #include "base/os.h"
 #include "base/status.h"
+#include "base/thread_pool.h"
 #include "tensor/packed.h"
 #include "tensor/tensor_view.h"
 
@@ -91,11 +92,17 @@ class WeightCache {
 
   /// Reads every byte and compares checksums; data_loss names the first entry that differs.
   Status verify() const;
-  /// Read-ahead of everything (`--warm`), or huge pages asked for.
-  void advise(MappedFile::Advice advice) const;
-  /// Maps the pages of every file that is (nearly) all in memory already, in one call a file: a
-  /// first pass over a warm cache then takes no page faults. Nothing is read from the disk.
-  void map_resident() const;
+  /// Reads everything and maps every page (`--warm`), all threads at once: on a machine with
+  /// several NUMA nodes the pages come to lie on all of them.
+  void read_all(ThreadPool& pool) const;
+  /// Maps the pages of every file that is (nearly) all in memory already, in few calls: a first
+  /// pass over a warm cache then takes no page faults. Nothing is read from the disk.
+  void map_resident(ThreadPool& pool) const;
+  /// Experts (entries of several matrices with gate_up or down) are read one by one, when they are
+  /// chosen: the system isn't to read what lies around a page that is missing.
+  void advise_single_experts() const;
+  /// For benchmarks of a cold start: nothing of it is in memory afterwards, unless others use it.
+  void evict() const;
 
  private:
   Result<const WeightEntry*> find(const std::string& path) const;

@@ -11,15 +11,16 @@ namespace exo::kernels::cpu {
 namespace {
 
 constexpr int64_t kTileBytes = 1024;
+constexpr int64_t kPageKeys = 64;
+constexpr int64_t kScaleCols = 128;  // ops::kLatentPartCols
 
 // The intrinsics for tile loads don't tell the compiler that they read memory.
 inline void stores_before_tiles() { asm volatile("" : : : "memory"); }
 
-// e^x for x <= 0 or so, within 3e-6; 0 from -200 on, NaN for NaN: 2^n times a polynomial in the
+// 2^y for y <= 0 or so, within 3e-6; 0 from -288 on, NaN for NaN: 2^n times a polynomial in the
 // rest, by Taylor at 0.
-inline __m512 exp16(__m512 x) {
-  const __m512 y =
-      _mm512_max_ps(_mm512_set1_ps(-288.0f), _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)));
+inline __m512 exp2_16(__m512 x) {
+  const __m512 y = _mm512_max_ps(_mm512_set1_ps(-288.0f), x);
   const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 r = _mm512_sub_ps(y, n);
   __m512 p = _mm512_set1_ps(1.33335581e-3f);
@@ -30,6 +31,8 @@ inline __m512 exp16(__m512 x) {
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
   return _mm512_scalef_ps(p, n);
 }
+constexpr float kLog2E = 1.44269504f;
+inline __m512 exp16(__m512 x) { return exp2_16(_mm512_mul_ps(x, _mm512_set1_ps(kLog2E))); }
 
 // Two vectors as 16 pairs of bf16: lane i is (low[i], high[i]).
 inline __m512i bf16_pairs(__m512 low, __m512 high) {
@@ -81,43 +84,113 @@ inline void transpose_words(const std::byte* from, int64_t from_stride, std::byt
 // -- absorbed -------------------------------------------------------------------------------------
 
 struct AbsorbedScratch {
-  std::byte* values;   // [2 halves of the keys][rank / 16] tiles: pairs of keys x 16 columns
-  std::byte* queries;  // [entry / 32][high, low part] tiles: pairs of columns x 16 heads
   float* scores;       // [64, 16 heads]
   std::byte* weights;  // [2 halves] tiles: 16 heads x 32 keys
+  std::byte* values;   // [2 halves of the keys][rank / 16] tiles: pairs of keys x 16 columns
+  std::byte* rows;     // [64, entry] bf16 of pages of codes
 
-  AbsorbedScratch(std::byte* s, int64_t entry, int64_t rank) {
-    values = s;
-    queries = s + rank * 128;
-    scores = reinterpret_cast<float*>(queries + entry / 32 * 2 * kTileBytes);
-    weights = reinterpret_cast<std::byte*>(scores + 64 * 16);
-  }
+  AbsorbedScratch(std::byte* s, int64_t rank)
+      : scores(reinterpret_cast<float*>(s)),
+        weights(s + 4096),
+        values(weights + 2 * kTileBytes),
+        rows(values + rank * 128) {}
 };
 
-// scores[t, h] of the page, unscaled: keys are the left operand, straight from the cache.
-inline void absorbed_scores(const AbsorbedPageAmx& t, const AbsorbedScratch& s) {
-  const std::byte* keys = t.page;
-  const int64_t rows16 = 16 * t.entry_bytes;
+// A page on its way into tiles.
+struct AbsorbedPage {
+  const std::byte* from;  // its entries in the cache
+  int64_t entry_bytes;
+  const float* scales;    // of codes
+  const std::byte* keys;  // rows of bf16: the cache's own, or the scratch's
+  int64_t key_bytes;      // from one to the next
+  int64_t n_keys;
+};
+
+// The sums and the running softmax of 16 heads.
+struct AbsorbedState {
+  float* sum;      // [16, stride]
+  float* softmax;  // [16] pairs: largest, sum
+  int64_t stride;
+};
+
+// 32 codes to f32.
+inline void widen_i8(const std::byte* codes, __m512* first, __m512* second) {
+  const auto* q = reinterpret_cast<const __m128i*>(codes);
+  *first = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q)));
+  *second = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q + 1)));
+}
+// The same of e4m3, times 2^-8: with three zeros behind its mantissa a code is an fp16 of the same
+// digits, subnormals included, whose exponent is smaller by 8.
+inline void widen_f8(const std::byte* codes, __m512* first, __m512* second) {
+  const __m512i c =
+      _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)));
+  const __m512i sign = _mm512_and_si512(_mm512_slli_epi16(c, 8), _mm512_set1_epi16(-32768));
+  const __m512i rest = _mm512_and_si512(_mm512_slli_epi16(c, 7), _mm512_set1_epi16(0x3F80));
+  const __m512i half = _mm512_or_si512(sign, rest);
+  *first = _mm512_cvtph_ps(_mm512_castsi512_si256(half));
+  *second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1));
+}
+
+// 32 latents of key t from column c on, in bf16; an entry beyond the last key may hold anything.
+template <DType kStored>
+inline __m512i latents(const AbsorbedPagesAmx& task, const AbsorbedPage& p, int64_t t, int64_t c,
+                       std::byte* rows) {
+  if (t >= p.n_keys) return _mm512_setzero_si512();
+  const std::byte* from = p.from + t * p.entry_bytes;
+  if constexpr (kStored == DType::bf16) return _mm512_loadu_si512(from + 2 * c);
+  const float scale = p.scales[t * task.n_scales + c / kScaleCols];
+  __m512 a, b;
+  if constexpr (kStored == DType::i8) {
+    widen_i8(from + c, &a, &b);
+  } else {
+    widen_f8(from + c, &a, &b);
+  }
+  const __m512 by = _mm512_set1_ps(kStored == DType::i8 ? scale : scale * 256.0f);
+  const __m512i line = bf16_line(_mm512_mul_ps(a, by), _mm512_mul_ps(b, by));
+  _mm512_store_si512(rows + t * p.key_bytes + 2 * c, line);
+  return line;
+}
+
+// Two keys: their latents as lines of pairs, the right operand of the sums (columns come out in the
+// order of unpacklo and unpackhi, which the reader of the sums undoes), and codes as rows, the left
+// operand of the scores.
+template <DType kStored>
+inline void prepare_pair(const AbsorbedPagesAmx& task, const AbsorbedPage& p, int64_t pair,
+                         const AbsorbedScratch& s) {
+  const int64_t rank = task.rank;
+  std::byte* to = s.values + pair / 16 * (rank / 16) * kTileBytes + pair % 16 * 64;
+  for (int64_t c = 0; c < rank; c += 32, to += 2 * kTileBytes) {
+    const __m512i a = latents<kStored>(task, p, 2 * pair, c, s.rows);
+    const __m512i b = latents<kStored>(task, p, 2 * pair + 1, c, s.rows);
+    _mm512_store_si512(to, _mm512_unpacklo_epi16(a, b));
+    _mm512_store_si512(to + kTileBytes, _mm512_unpackhi_epi16(a, b));
+  }
+  if constexpr (kStored == DType::bf16) return;
+  for (int64_t t = 2 * pair; t < 2 * pair + 2 && t < p.n_keys; ++t)
+    for (int64_t i = 0; i < (task.entry - rank) * 2; i += 64)
+      _mm512_store_si512(s.rows + t * p.key_bytes + 2 * rank + i,
+                         _mm512_loadu_si512(p.from + t * p.entry_bytes + task.rope_offset + i));
+}
+
+// scores[t, h] of the page, unscaled: keys are the left operand.
+inline void absorbed_scores(const AbsorbedPage& p, int64_t entry, const std::byte* queries,
+                            const AbsorbedScratch& s) {
+  const std::byte* keys = p.keys;
+  const int64_t rows16 = 16 * p.key_bytes;
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t j = 0; j < t.entry / 32; ++j, keys += 64) {
-    const std::byte* q = s.queries + j * 2 * kTileBytes;
-    _tile_loadd(4, q, 64);
-    _tile_loadd(5, q + kTileBytes, 64);
-    _tile_loadd(6, keys, t.entry_bytes);
+  for (int64_t j = 0; j < entry / 32; ++j, keys += 64) {
+    _tile_loadd(4, queries + j * kTileBytes, 64);
+    _tile_loadd(6, keys, p.key_bytes);
     _tile_dpbf16ps(0, 6, 4);
-    _tile_dpbf16ps(0, 6, 5);
-    _tile_loadd(7, keys + rows16, t.entry_bytes);
+    _tile_loadd(7, keys + rows16, p.key_bytes);
     _tile_dpbf16ps(1, 7, 4);
-    _tile_dpbf16ps(1, 7, 5);
-    _tile_loadd(6, keys + 2 * rows16, t.entry_bytes);
+    _tile_loadd(6, keys + 2 * rows16, p.key_bytes);
     _tile_dpbf16ps(2, 6, 4);
-    _tile_dpbf16ps(2, 6, 5);
-    _tile_loadd(7, keys + 3 * rows16, t.entry_bytes);
+    _tile_loadd(7, keys + 3 * rows16, p.key_bytes);
     _tile_dpbf16ps(3, 7, 4);
-    _tile_dpbf16ps(3, 7, 5);
   }
   _tile_stored(0, s.scores, 64);
   _tile_stored(1, s.scores + 256, 64);
@@ -126,16 +199,16 @@ inline void absorbed_scores(const AbsorbedPageAmx& t, const AbsorbedScratch& s) 
 }
 
 // Scores to weights, lanes being heads; returns the factor for what was summed before.
-inline __m512 absorbed_softmax(const AbsorbedPageAmx& t, const AbsorbedScratch& s) {
-  float* state = reinterpret_cast<float*>(t.softmax);
+inline __m512 absorbed_softmax(float* state, float softmax_scale, int64_t n_keys,
+                               const AbsorbedScratch& s) {
   const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
   const __m512 state0 = _mm512_loadu_ps(state), state1 = _mm512_loadu_ps(state + 16);
   const __m512 before = _mm512_permutex2var_ps(state0, even, state1);
   __m512 sum = _mm512_permutex2var_ps(state0, odd, state1);
-  const __m512 scale = _mm512_set1_ps(t.scale);
+  const __m512 scale = _mm512_set1_ps(softmax_scale);
   __m512 largest = before;
-  for (int64_t i = 0; i < t.n_keys; ++i) {
+  for (int64_t i = 0; i < n_keys; ++i) {
     const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(s.scores + 16 * i), scale);
     _mm512_storeu_ps(s.scores + 16 * i, score);
     largest = _mm512_max_ps(score, largest);
@@ -146,7 +219,7 @@ inline __m512 absorbed_softmax(const AbsorbedPageAmx& t, const AbsorbedScratch& 
   for (int64_t i = 0; i < 64; i += 2) {
     __m512 w[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     for (int64_t j = 0; j < 2; ++j) {
-      if (i + j >= t.n_keys) break;
+      if (i + j >= n_keys) break;
       w[j] = exp16(_mm512_sub_ps(_mm512_loadu_ps(s.scores + 16 * (i + j)), largest));
       sum = _mm512_add_ps(sum, w[j]);
     }
@@ -161,39 +234,14 @@ inline __m512 absorbed_softmax(const AbsorbedPageAmx& t, const AbsorbedScratch& 
   return keep;
 }
 
-// The latents as the right operand: lines of pairs of keys. Columns come out in the order of
-// unpacklo and unpackhi, which the reader of the sums undoes.
-inline void absorbed_values(const AbsorbedPageAmx& t, const AbsorbedScratch& s) {
-  const int64_t n_blocks = t.rank / 32;
-  const std::byte* ahead = t.next;
-  const int64_t ahead_step = t.next == nullptr ? 0 : 64;
-  for (int64_t pair = 0; pair < 32; ++pair) {
-    const std::byte* row = t.page + 2 * pair * t.entry_bytes;
-    std::byte* to = s.values + pair / 16 * (t.rank / 16) * kTileBytes + pair % 16 * 64;
-    // An entry beyond the last key may hold anything.
-    const __mmask16 first = 2 * pair < t.n_keys ? 0xFFFF : 0;
-    const __mmask16 second = 2 * pair + 1 < t.n_keys ? 0xFFFF : 0;
-    for (int64_t c = 0; c < n_blocks; ++c, row += 64, to += 2 * kTileBytes) {
-      const __m512i a = _mm512_maskz_loadu_epi32(first, row);
-      const __m512i b = _mm512_maskz_loadu_epi32(second, row + t.entry_bytes);
-      _mm512_store_si512(to, _mm512_unpacklo_epi16(a, b));
-      _mm512_store_si512(to + kTileBytes, _mm512_unpackhi_epi16(a, b));
-    }
-    if (ahead_step != 0) {
-      for (int64_t i = 0; i < 2 * t.entry_bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
-      ahead += 2 * t.entry_bytes;
-    }
-  }
-}
-
-inline void absorbed_rescale(const AbsorbedPageAmx& t, __m512 keep) {
+inline void absorbed_rescale(const AbsorbedState& state, int64_t rank, __m512 keep) {
   if (_mm512_cmp_ps_mask(keep, _mm512_set1_ps(1.0f), _CMP_EQ_OQ) == 0xFFFF) return;
   alignas(64) float factor[16];
   _mm512_store_ps(factor, keep);
   for (int64_t h = 0; h < 16; ++h) {
-    float* row = t.sum + h * t.sum_stride;
+    float* row = state.sum + h * state.stride;
     const __m512 f = _mm512_set1_ps(factor[h]);
-    for (int64_t i = 0; i < t.rank; i += 16)
+    for (int64_t i = 0; i < rank; i += 16)
       _mm512_storeu_ps(row + i, _mm512_mul_ps(_mm512_loadu_ps(row + i), f));
   }
 }
@@ -231,78 +279,93 @@ inline void add_four_tiles(const std::byte* weights, int64_t weights_step, int64
   _tile_stored(3, sum + 48, stride_bytes);
 }
 
-// The same for 16 columns.
-inline void add_one_tile(const std::byte* weights, int64_t weights_step, int64_t weights_stride,
-                         const std::byte* values, int64_t half_bytes, float* sum,
-                         int64_t stride_bytes) {
-  _tile_loadd(4, weights, weights_stride);
-  _tile_loadd(5, weights + weights_step, weights_stride);
-  _tile_loadd(0, sum, stride_bytes);
-  _tile_loadd(6, values, 64);
-  _tile_dpbf16ps(0, 4, 6);
-  _tile_loadd(7, values + half_bytes, 64);
-  _tile_dpbf16ps(0, 5, 7);
-  _tile_stored(0, sum, stride_bytes);
+}  // namespace
+
+void absorbed_query_amx(const float* q, int64_t q_stride, int64_t entry, std::byte* tiles) {
+  alignas(64) std::byte rows[kTileBytes];
+  for (int64_t j = 0; j < entry / 32; ++j) {
+    for (int64_t h = 0; h < 16; ++h) {
+      const float* from = q + h * q_stride + 32 * j;
+      _mm512_store_si512(rows + h * 64,
+                         bf16_line(_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16)));
+    }
+    transpose_words(rows, 64, tiles + j * kTileBytes, 64);
+  }
+}
+
+namespace {
+
+// Reading a page and computing with it are apart on purpose. Bringing it into tiles reads in order,
+// at what one core can read (17 GB/s here), and leaves it in the L2 cache. Interleaving the next
+// page's reads with this one's tile instructions, or asking for its lines ahead of time (T0, T1, at
+// several distances and rates), took as long or longer: 7.6 to 12 us a page against 7.6.
+template <DType kStored>
+void absorbed_pages(const AbsorbedPagesAmx& task) {
+  const int64_t rank = task.rank, entry = task.entry, half_bytes = rank / 16 * kTileBytes;
+  constexpr bool kCodes = kStored != DType::bf16;
+  const AbsorbedScratch s(task.scratch, rank);
+  configure_tiles();
+  for (int64_t i = 0; i < task.n_pages; ++i) {
+    const std::byte* from = task.data + task.numbers[i] * task.page_bytes;
+    const AbsorbedPage page{.from = from,
+                            .entry_bytes = task.entry_bytes,
+                            .scales = reinterpret_cast<const float*>(from + task.scales_offset),
+                            .keys = kCodes ? s.rows : from,
+                            .key_bytes = kCodes ? entry * 2 : task.entry_bytes,
+                            .n_keys = i + 1 < task.n_pages ? kPageKeys : task.n_last_keys};
+    for (int64_t pair = 0; pair < 32; ++pair) prepare_pair<kStored>(task, page, pair, s);
+    for (int64_t block = 0; block < task.n_blocks; ++block) {
+      auto* sum = reinterpret_cast<float*>(task.states + block * task.state_bytes);
+      const AbsorbedState state{sum, sum + 16 * task.sum_stride, task.sum_stride};
+      stores_before_tiles();
+      absorbed_scores(page, entry, task.queries + block * task.query_bytes, s);
+      absorbed_rescale(state, rank, absorbed_softmax(state.softmax, task.scale, page.n_keys, s));
+      stores_before_tiles();
+      for (int64_t c = 0; c < rank; c += 64)
+        add_four_tiles(s.weights, kTileBytes, 64, s.values + c / 16 * kTileBytes, half_bytes,
+                       state.sum + c, state.stride * 4);
+    }
+  }
+  _tile_release();
 }
 
 }  // namespace
 
-void absorbed_query_amx(const float* q, int64_t q_stride, int64_t entry, int64_t rank,
-                        std::byte* scratch) {
-  const AbsorbedScratch s(scratch, entry, rank);
-  alignas(64) std::byte rows[2][kTileBytes];
-  for (int64_t j = 0; j < entry / 32; ++j) {
-    for (int64_t h = 0; h < 16; ++h) {
-      const float* from = q + h * q_stride + 32 * j;
-      const __m512 a = _mm512_loadu_ps(from), b = _mm512_loadu_ps(from + 16);
-      const __m512i high = bf16_line(a, b);
-      const __m512 a_high = _mm512_castsi512_ps(
-          _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(high)), 16));
-      const __m512 b_high = _mm512_castsi512_ps(
-          _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(high, 1)), 16));
-      _mm512_store_si512(rows[0] + h * 64, high);
-      _mm512_store_si512(rows[1] + h * 64,
-                         bf16_line(_mm512_sub_ps(a, a_high), _mm512_sub_ps(b, b_high)));
-    }
-    for (int part = 0; part < 2; ++part)
-      transpose_words(rows[part], 64, s.queries + (2 * j + part) * kTileBytes, 64);
-  }
-}
-
-void absorbed_page_amx(const AbsorbedPageAmx& task) {
-  const AbsorbedScratch s(task.scratch, task.entry, task.rank);
-  configure_tiles();
-  stores_before_tiles();
-  absorbed_scores(task, s);
-  absorbed_rescale(task, absorbed_softmax(task, s));
-  absorbed_values(task, s);
-  stores_before_tiles();
-  const int64_t half_bytes = task.rank / 16 * kTileBytes;
-  for (int64_t c = 0; c < task.rank; c += 64)
-    add_four_tiles(s.weights, kTileBytes, 64, s.values + c / 16 * kTileBytes, half_bytes,
-                   task.sum + c, task.sum_stride * 4);
-  _tile_release();
+void absorbed_pages_amx(const AbsorbedPagesAmx& task) {
+  if (task.stored == DType::bf16) return absorbed_pages<DType::bf16>(task);
+  if (task.stored == DType::i8) return absorbed_pages<DType::i8>(task);
+  absorbed_pages<DType::f8_e4m3>(task);
 }
 
 // -- expanded -------------------------------------------------------------------------------------
 
 namespace {
 
-struct ExpandedScratch {
-  int64_t steps;       // of 32 columns of q and k
-  std::byte* keys;     // [steps][4 key tiles] tiles: pairs of columns x 16 keys
-  std::byte* lines;    // [64 keys][steps] lines of bf16
-  std::byte* values;   // [2 halves of the keys][value / 16] tiles: pairs of keys x 16 columns
-  float* scores;       // [16 rows, 64]
-  std::byte* weights;  // [16 rows, 64] bf16
+struct ExpandedTiles {
+  int64_t steps;      // of 32 columns of q and k
+  std::byte* keys;    // [steps][4 key tiles] tiles: pairs of columns x 16 keys
+  std::byte* values;  // [2 halves of the keys][value / 16] tiles: pairs of keys x 16 columns
 
-  ExpandedScratch(std::byte* s, int64_t qk, int64_t value) : steps((qk + 31) / 32) {
-    keys = s;
-    lines = keys + steps * 4096;
-    values = lines + steps * 4096;
-    scores = reinterpret_cast<float*>(values + value * 128);
-    weights = reinterpret_cast<std::byte*>(scores + 1024);
-  }
+  ExpandedTiles(std::byte* tiles, int64_t qk)
+      : steps((qk + 31) / 32), keys(tiles), values(tiles + steps * 4096) {}
+};
+
+// Of the rows' function, which goes by groups of 32 rows: two tiles of rows share each tile of keys
+// and of values, which come from the second-level cache.
+struct ExpandedScratch {
+  float* scores[2];    // of this group and of the next: [32 rows, 64]
+  std::byte* weights;  // [32 rows, 64] bf16
+
+  explicit ExpandedScratch(std::byte* s)
+      : scores{reinterpret_cast<float*>(s), reinterpret_cast<float*>(s + 8192)},
+        weights(s + 16384) {}
+};
+
+// 16 rows of a task, from row `first` on.
+struct ExpandedGroup {
+  int64_t first;
+  int64_t n_rows;  // none or less: there are none
+  int64_t n_keys;  // that its first row sees
 };
 
 inline __mmask16 not_finite(__m512 v) {
@@ -324,32 +387,33 @@ inline __m512 key_columns(const ExpandedPageAmx& p, int64_t t, int64_t column) {
   return _mm512_load_ps(both);
 }
 
-inline __mmask16 expanded_keys(const ExpandedPageAmx& p, const ExpandedScratch& s) {
+inline __mmask16 expanded_keys(const ExpandedPageAmx& p, const ExpandedTiles& tiles,
+                               std::byte* lines) {
   __mmask16 bad = 0;
   for (int64_t t = 0; t < 64; ++t) {
-    for (int64_t j = 0; j < s.steps; ++j) {
+    for (int64_t j = 0; j < tiles.steps; ++j) {
       __m512 a = _mm512_setzero_ps(), b = a;
       if (t < p.n_keys) {
         a = key_columns(p, t, 32 * j);
         b = key_columns(p, t, 32 * j + 16);
         bad |= not_finite(a) | not_finite(b);
       }
-      _mm512_store_si512(s.lines + (t * s.steps + j) * 64, bf16_line(a, b));
+      _mm512_store_si512(lines + (t * tiles.steps + j) * 64, bf16_line(a, b));
     }
   }
-  for (int64_t j = 0; j < s.steps; ++j) {
+  for (int64_t j = 0; j < tiles.steps; ++j) {
     for (int64_t i = 0; i < 4; ++i)
-      transpose_words(s.lines + (16 * i * s.steps + j) * 64, s.steps * 64,
-                      s.keys + (j * 4 + i) * kTileBytes, 64);
+      transpose_words(lines + (16 * i * tiles.steps + j) * 64, tiles.steps * 64,
+                      tiles.keys + (j * 4 + i) * kTileBytes, 64);
   }
   return bad;
 }
 
-inline __mmask16 expanded_values(const ExpandedPageAmx& p, const ExpandedScratch& s) {
+inline __mmask16 expanded_values(const ExpandedPageAmx& p, const ExpandedTiles& tiles) {
   __mmask16 bad = 0;
   for (int64_t pair = 0; pair < 32; ++pair) {
     const float* row = p.v + 2 * pair * p.v_stride;
-    std::byte* to = s.values + pair / 16 * (p.value / 16) * kTileBytes + pair % 16 * 64;
+    std::byte* to = tiles.values + pair / 16 * (p.value / 16) * kTileBytes + pair % 16 * 64;
     for (int64_t c = 0; c < p.value; c += 16, to += kTileBytes) {
       __m512 a = _mm512_setzero_ps(), b = a;
       if (2 * pair < p.n_keys) a = _mm512_loadu_ps(row + c);
@@ -361,27 +425,56 @@ inline __mmask16 expanded_values(const ExpandedPageAmx& p, const ExpandedScratch
   return bad;
 }
 
-inline void expanded_scores(const ExpandedRowsAmx& r, const ExpandedScratch& s) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t j = 0; j < s.steps; ++j) {
-    const std::byte* keys = s.keys + j * 4 * kTileBytes;
-    _tile_loadd(4, r.q + j * 64, s.steps * 64);
-    _tile_loadd(6, keys, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, keys + kTileBytes, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(6, keys + 2 * kTileBytes, 64);
-    _tile_dpbf16ps(2, 4, 6);
-    _tile_loadd(7, keys + 3 * kTileBytes, 64);
-    _tile_dpbf16ps(3, 4, 7);
+// The scores of 32 rows in 2 * steps steps: the keys' first half, then the other; tiles 0 to 3.
+inline void scores_step(const std::byte* q, const ExpandedTiles& tiles, int64_t step,
+                        float* scores) {
+  const int64_t j = step % tiles.steps, half = step / tiles.steps, stride = tiles.steps * 64;
+  const std::byte* keys = tiles.keys + (j * 4 + half * 2) * kTileBytes;
+  if (j == 0) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
   }
-  _tile_stored(0, s.scores, 256);
-  _tile_stored(1, s.scores + 16, 256);
-  _tile_stored(2, s.scores + 32, 256);
-  _tile_stored(3, s.scores + 48, 256);
+  _tile_loadd(4, q + j * 64, stride);
+  _tile_loadd(6, keys, 64);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_loadd(7, keys + kTileBytes, 64);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_loadd(5, q + 16 * stride + j * 64, stride);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+  if (j + 1 < tiles.steps) return;
+  float* to = scores + half * 32;
+  _tile_stored(0, to, 256);
+  _tile_stored(1, to + 16, 256);
+  _tile_stored(2, to + 16 * 64, 256);
+  _tile_stored(3, to + 16 * 64 + 16, 256);
+}
+
+// sums [32 rows, 32 or 16 columns] += weights [32, 64 keys] * values.
+template <bool kTwo>
+inline void add_values(const std::byte* weights, const std::byte* values, int64_t half_bytes,
+                       float* sums, int64_t stride) {
+  float* lower = sums + 16 * (stride / 4);
+  _tile_loadd(0, sums, stride);
+  if (kTwo) _tile_loadd(1, sums + 16, stride);
+  _tile_loadd(2, lower, stride);
+  if (kTwo) _tile_loadd(3, lower + 16, stride);
+  for (int64_t half = 0; half < 2; ++half, values += half_bytes, weights += 64) {
+    _tile_loadd(4, weights, 128);
+    _tile_loadd(6, values, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if (kTwo) _tile_loadd(7, values + kTileBytes, 64);
+    if (kTwo) _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, weights + 16 * 128, 128);
+    _tile_dpbf16ps(2, 5, 6);
+    if (kTwo) _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, sums, stride);
+  if (kTwo) _tile_stored(1, sums + 16, stride);
+  _tile_stored(2, lower, stride);
+  if (kTwo) _tile_stored(3, lower + 16, stride);
 }
 
 // Word i of the result is what reduces row i: one pattern of pairs for every row, so that a row's
@@ -413,54 +506,71 @@ struct Sum {
   __m512 operator()(__m512 a, __m512 b) const { return _mm512_add_ps(a, b); }
 };
 
-// The keys that row i of a block sees, among columns 16 j ..
-inline __mmask16 seen_by(const ExpandedRowsAmx& r, int64_t i, int j) {
-  const int64_t n = r.n_keys + i;
+// The keys that row i of a group sees, among columns 16 j ..
+inline __mmask16 seen_by(const ExpandedGroup& g, int64_t i, int j) {
+  const int64_t n = g.n_keys + i;
   const uint64_t seen = n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
   return static_cast<__mmask16>(seen >> (16 * j));
 }
 
-// All rows' scores to weights; factors[i] is for what row i summed before. Rows beyond get zeros.
-inline void expanded_softmax(const ExpandedRowsAmx& r, const ExpandedScratch& s,
-                             float (&factors)[16]) {
-  const __m512 lowest = _mm512_set1_ps(-__builtin_inff()), scale = _mm512_set1_ps(r.scale);
-  alignas(64) float largest[16] = {}, sums[16] = {};
+// The softmax of a group: all rows' maxima first, then one row's weights after another, between
+// which the tiles of the next group's scores run; the rows' sums at the end. kAll: 16 rows that see
+// all of the page.
+template <bool kAll>
+struct ExpandedSoftmax {
+  const ExpandedRowsAmx& r;
+  const ExpandedGroup& g;
+  const float* scores;
+  std::byte* weights;
+  alignas(64) float factors[16];  // for what the rows summed before
+  alignas(64) float shifts[16];   // the rows' maxima, for exponents of 2
   __m512 rows[16];
-  for (int64_t i = 0; i < 16; ++i) {
-    rows[i] = lowest;
-    if (i >= r.n_rows) continue;
-    largest[i] = r.softmax[i].largest;
-    sums[i] = r.softmax[i].sum;
-    for (int j = 0; j < 4; ++j) {
-      float* at = s.scores + 64 * i + 16 * j;
-      const __m512 x = _mm512_mask_mul_ps(lowest, seen_by(r, i, j), _mm512_load_ps(at), scale);
-      _mm512_store_ps(at, x);
-      rows[i] = _mm512_max_ps(x, rows[i]);
+  __m512 keep;
+
+  inline void maxima() {
+    const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
+    alignas(64) float largest[16] = {};
+    for (int64_t i = 0; i < 16; ++i) {
+      rows[i] = lowest;
+      if (!kAll && i >= g.n_rows) continue;
+      largest[i] = r.softmax[g.first + i].largest;
+      for (int j = 0; j < 4; ++j) {
+        const __m512 x = _mm512_load_ps(scores + 64 * i + 16 * j);
+        rows[i] = kAll ? _mm512_max_ps(x, rows[i])
+                       : _mm512_mask_max_ps(rows[i], seen_by(g, i, j), x, rows[i]);
+      }
     }
+    const __m512 before = _mm512_load_ps(largest);
+    const __m512 page = _mm512_mul_ps(reduce_rows(rows, Larger()), _mm512_set1_ps(r.scale));
+    const __m512 now = _mm512_max_ps(page, before);
+    keep = exp16(_mm512_sub_ps(before, now));
+    _mm512_store_ps(largest, now);
+    _mm512_store_ps(factors, keep);
+    _mm512_store_ps(shifts, _mm512_mul_ps(now, _mm512_set1_ps(kLog2E)));
+    for (int64_t i = 0; i < g.n_rows; ++i) r.softmax[g.first + i].largest = largest[i];
   }
-  const __m512 before = _mm512_load_ps(largest);
-  const __m512 now = _mm512_max_ps(reduce_rows(rows, Larger()), before);
-  const __m512 keep = exp16(_mm512_sub_ps(before, now));
-  _mm512_store_ps(largest, now);
-  _mm512_storeu_ps(factors, keep);
-  for (int64_t i = 0; i < 16; ++i) {
+
+  inline void row(int64_t i) {
     __m512 x[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
                    _mm512_setzero_ps()};
-    for (int j = 0; j < 4 && i < r.n_rows; ++j) {
-      const __m512 score = _mm512_load_ps(s.scores + 64 * i + 16 * j);
-      const __m512 weight = exp16(_mm512_sub_ps(score, _mm512_set1_ps(largest[i])));
-      x[j] = _mm512_maskz_mov_ps(seen_by(r, i, j), weight);
+    const __m512 factor = _mm512_set1_ps(r.scale * kLog2E), shift = _mm512_set1_ps(shifts[i]);
+    for (int j = 0; j < 4 && (kAll || i < g.n_rows); ++j) {
+      const __m512 score = _mm512_load_ps(scores + 64 * i + 16 * j);
+      x[j] = exp2_16(_mm512_fmsub_ps(score, factor, shift));
+      if (!kAll) x[j] = _mm512_maskz_mov_ps(seen_by(g, i, j), x[j]);
     }
-    _mm512_store_si512(s.weights + i * 128, bf16_line(x[0], x[1]));
-    _mm512_store_si512(s.weights + i * 128 + 64, bf16_line(x[2], x[3]));
+    _mm512_store_si512(weights + i * 128, bf16_line(x[0], x[1]));
+    _mm512_store_si512(weights + i * 128 + 64, bf16_line(x[2], x[3]));
     rows[i] = _mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3]));
   }
-  _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_load_ps(sums), keep, reduce_rows(rows, Sum())));
-  for (int64_t i = 0; i < r.n_rows; ++i) {
-    r.softmax[i].largest = largest[i];
-    r.softmax[i].sum = sums[i];
+
+  inline void sums() {
+    alignas(64) float sums[16] = {};
+    for (int64_t i = 0; i < g.n_rows; ++i) sums[i] = r.softmax[g.first + i].sum;
+    _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_load_ps(sums), keep, reduce_rows(rows, Sum())));
+    for (int64_t i = 0; i < g.n_rows; ++i) r.softmax[g.first + i].sum = sums[i];
   }
-}
+};
 
 inline void scale_row(float* row, float factor, int64_t n) {
   if (factor == 1.0f) return;
@@ -480,29 +590,73 @@ void expanded_queries_amx(const float* q, int64_t q_stride, int64_t n_rows, int6
   }
 }
 
-bool expanded_page_amx(const ExpandedPageAmx& page, std::byte* scratch) {
-  const ExpandedScratch s(scratch, page.nope + page.rope, page.value);
-  return (expanded_keys(page, s) | expanded_values(page, s)) == 0;
+bool expanded_page_amx(const ExpandedPageAmx& page, std::byte* tiles, std::byte* scratch) {
+  const ExpandedTiles t(tiles, page.nope + page.rope);
+  return (expanded_keys(page, t, scratch) | expanded_values(page, t)) == 0;
 }
 
-void expanded_rows_amx(const ExpandedRowsAmx& rows, std::byte* scratch) {
-  const ExpandedScratch s(scratch, rows.qk, rows.value);
+namespace {
+
+// The steps of the next group's scores, between the rows of this one's softmax.
+struct NextScores {
+  const std::byte* q;  // null after the last group
+  const ExpandedTiles& tiles;
+  float* scores;
+  int64_t done = 0;
+
+  // After `row` of 32 rows.
+  inline void after(int64_t row) {
+    if (q == nullptr) return;
+    for (; done < 2 * tiles.steps * (row + 1) / 32; ++done) scores_step(q, tiles, done, scores);
+  }
+};
+
+template <bool kAll>
+inline void weigh(const ExpandedRowsAmx& r, const ExpandedGroup& g, const float* scores,
+                  std::byte* weights, int64_t row, NextScores& next) {
+  ExpandedSoftmax<kAll> softmax{r, g, scores, weights};
+  softmax.maxima();
+  for (int64_t i = 0; i < 16; ++i) {
+    softmax.row(i);
+    next.after(row + i);
+  }
+  softmax.sums();
+  for (int64_t i = 0; i < g.n_rows; ++i)
+    scale_row(r.sums + (g.first + i) * r.value, softmax.factors[i], r.value);
+}
+
+}  // namespace
+
+void expanded_rows_amx(const ExpandedRowsAmx& rows, const std::byte* tiles, std::byte* scratch) {
+  const ExpandedTiles t(const_cast<std::byte*>(tiles), rows.qk);
+  const ExpandedScratch s(scratch);
+  const int64_t half_bytes = rows.value / 16 * kTileBytes, stride = rows.value * 4;
   configure_tiles();
   stores_before_tiles();
-  expanded_scores(rows, s);
-  alignas(64) float factors[16];
-  expanded_softmax(rows, s, factors);
-  for (int64_t i = 0; i < rows.n_rows; ++i)
-    scale_row(rows.sums + i * rows.value, factors[i], rows.value);
-  stores_before_tiles();
-  const int64_t half_bytes = rows.value / 16 * kTileBytes, stride = rows.value * 4;
-  int64_t c = 0;
-  for (; c + 64 <= rows.value; c += 64)
-    add_four_tiles(s.weights, 64, 128, s.values + c / 16 * kTileBytes, half_bytes, rows.sums + c,
-                   stride);
-  for (; c < rows.value; c += 16)
-    add_one_tile(s.weights, 64, 128, s.values + c / 16 * kTileBytes, half_bytes, rows.sums + c,
-                 stride);
+  for (int64_t step = 0; step < 2 * t.steps; ++step) scores_step(rows.q, t, step, s.scores[0]);
+  for (int64_t first = 0; first < rows.n_rows; first += 32) {
+    const int64_t group = first / 32;
+    NextScores next{first + 32 < rows.n_rows ? rows.q + (first + 32) * t.steps * 64 : nullptr, t,
+                    s.scores[1 - group % 2]};
+    for (int64_t part = 0; part < 32; part += 16) {
+      const int64_t left = rows.n_rows - first - part;
+      const ExpandedGroup g{first + part, left < 16 ? left : 16, rows.n_keys + first + part};
+      const float* scores = s.scores[group % 2] + part * 64;
+      std::byte* weights = s.weights + part * 128;
+      if (g.n_keys >= 64 && g.n_rows == 16) {
+        weigh<true>(rows, g, scores, weights, part, next);
+      } else {
+        weigh<false>(rows, g, scores, weights, part, next);
+      }
+    }
+    stores_before_tiles();
+    float* sums = rows.sums + first * rows.value;
+    int64_t c = 0;
+    for (; c + 32 <= rows.value; c += 32)
+      add_values<true>(s.weights, t.values + c / 16 * kTileBytes, half_bytes, sums + c, stride);
+    if (c < rows.value)
+      add_values<false>(s.weights, t.values + c / 16 * kTileBytes, half_bytes, sums + c, stride);
+  }
   _tile_release();
 }
 

@@ -4,54 +4,69 @@
 /// on nothing beside it.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 #include "kernels/cpu/vector.h"
+#include "tensor/dtype.h"
 
 namespace exo::kernels::cpu {
 
-// -- absorbed: 16 heads of one row ----------------------------------------------------------------
+// -- absorbed: one row, its heads in blocks of 16 ------------------------------------------------
 
 /// Can these sizes run on tiles? (values of an entry, of its latent part)
 constexpr bool absorbed_fits_amx(int64_t entry, int64_t rank) {
   return entry % 32 == 0 && rank % 64 == 0 && entry >= 96;
 }
-/// Bytes of the scratch that both functions below share; 64-aligned; fewer than 64 entries of f32.
+/// Bytes of the queries of 16 heads in tiles; 64-aligned.
+constexpr int64_t absorbed_query_bytes_amx(int64_t entry) { return entry * 32; }
+/// Bytes of the scratch of absorbed_pages_amx; 64-aligned.
 constexpr int64_t absorbed_scratch_bytes_amx(int64_t entry, int64_t rank) {
-  return rank * 128 + entry * 64 + 6144;
+  return 6144 + rank * 128 + entry * 128;
 }
 
-/// Keeps the queries in the scratch as two bf16 parts, so that scores are as good as with f32
-/// queries. q: [16, q_stride] f32, zeros where there is no head.
-void absorbed_query_amx(const float* q, int64_t q_stride, int64_t entry, int64_t rank,
-                        std::byte* scratch);
+/// Queries to bf16 tiles. q: [16, q_stride] f32, zeros where there is no head.
+void absorbed_query_amx(const float* q, int64_t q_stride, int64_t entry, std::byte* tiles);
 
-struct AbsorbedPageAmx {
-  const std::byte* page = nullptr;  ///< 64 entries of bf16
-  const std::byte* next = nullptr;  ///< the page after it, asked for ahead; may be null
-  int64_t entry_bytes = 0;
+/// Pages of one row, in order, each brought into tiles once for all blocks of heads.
+struct AbsorbedPagesAmx {
+  // ops::LatentPages as plain numbers: see matmul_layout.h about linkage.
+  DType stored = DType::bf16;  ///< bf16, i8 or f8_e4m3 (no code of it NaN)
+  const std::byte* data = nullptr;
+  int64_t page_bytes = 0, entry_bytes = 0, rope_offset = 0, scales_offset = 0;
+  int64_t n_scales = 0;
   int64_t entry = 0, rank = 0;
-  int64_t n_keys = 0;  ///< entries to attend to, from the page's first
+  const int32_t* numbers = nullptr;  ///< [n_pages]
+  int64_t n_pages = 0;
+  int64_t n_last_keys = 0;  ///< entries of the last page, from its first; all of the others
   float scale = 1;
-  std::byte* scratch = nullptr;
-  SoftmaxState* softmax = nullptr;  ///< [16]
-  /// [16, sum_stride] f32; within 32 columns the places 4g .. 4g + 3 hold the columns 8g .. 8g + 3,
-  /// the places 16 + 4g .. the columns 8g + 4 ..
-  float* sum = nullptr;
+  int64_t n_blocks = 1;
+  const std::byte* queries = nullptr;  ///< [n_blocks] of query_bytes (absorbed_query_bytes_amx)
+  int64_t query_bytes = 0;
+  /// [n_blocks] of state_bytes: sums [16, sum_stride] f32, and behind them SoftmaxState [16].
+  /// Within 32 columns the places 4g .. 4g + 3 of a sum hold the columns 8g .. 8g + 3, the places
+  /// 16 + 4g
+  /// .. the columns 8g + 4 ..
+  std::byte* states = nullptr;
+  int64_t state_bytes = 0;
   int64_t sum_stride = 0;
+  std::byte* scratch = nullptr;
 };
-void absorbed_page_amx(const AbsorbedPageAmx& task);
+void absorbed_pages_amx(const AbsorbedPagesAmx& task);
 
-// -- expanded: 16 rows of one head ----------------------------------------------------------------
+// -- expanded: rows of one head ----------------------------------------------------------------
 
 constexpr bool expanded_fits_amx(int64_t qk, int64_t value) {
   return qk <= 1024 && value <= 1024 && value % 16 == 0;
 }
-/// Bytes of the scratch of the page's and the rows' functions; 64-aligned; at most
-/// kMatmulScratchBytes.
-constexpr int64_t expanded_scratch_bytes_amx(int64_t qk, int64_t value) {
-  return (qk + 31) / 32 * (4096 + 4096) + value * 128 + 4096 + 2048;
+/// Bytes of a page's keys and values in tiles; 64-aligned.
+constexpr int64_t expanded_tile_bytes_amx(int64_t qk, int64_t value) {
+  return (qk + 31) / 32 * 4096 + value * 128;
+}
+/// Bytes of the scratch of the page's and the rows' functions; 64-aligned.
+constexpr int64_t expanded_scratch_bytes_amx(int64_t qk) {
+  return std::max<int64_t>((qk + 31) / 32 * 4096, 2 * 8192 + 4096);
 }
 /// A row of queries in bf16, padded with zeros.
 constexpr int64_t query_row_bytes_amx(int64_t qk) { return (qk + 31) / 32 * 64; }
@@ -71,17 +86,19 @@ struct ExpandedPageAmx {
 };
 /// Brings a page's keys and values into tiles. False when one of them isn't finite: then 0 times it
 /// would not be 0, and the page must go another way.
-bool expanded_page_amx(const ExpandedPageAmx& page, std::byte* scratch);
+bool expanded_page_amx(const ExpandedPageAmx& page, std::byte* tiles, std::byte* scratch);
 
 struct ExpandedRowsAmx {
-  const std::byte* q = nullptr;  ///< 16 rows (whatever they hold from n_rows on)
-  int64_t n_rows = 0;            ///< 1 .. 16
+  const std::byte* q = nullptr;  ///< rows, a multiple of 32 (whatever they hold from n_rows on)
+  int64_t n_rows = 0;
   int64_t qk = 0, value = 0;
-  int64_t n_keys = 0;  ///< that the first row may see; each next row one more, at most 64
+  int64_t n_keys =
+      0;  ///< that the first row may see, at least 1; each next row one more, at most 64
   float scale = 1;
   SoftmaxState* softmax = nullptr;  ///< [n_rows]
-  float* sums = nullptr;            ///< [16, value]; nothing is added to rows from n_rows on
+  float* sums = nullptr;  ///< rows of `value`, a multiple of 32; what is behind n_rows may change
 };
-void expanded_rows_amx(const ExpandedRowsAmx& rows, std::byte* scratch);
+/// Rows against the tiles of a page.
+void expanded_rows_amx(const ExpandedRowsAmx& rows, const std::byte* tiles, std::byte* scratch);
 
 }  // namespace exo::kernels::cpu

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "kernels/cpu/bodies.h"
+#include "kernels/cpu/latent.h"
 #include "kernels/cpu/schedule.h"
 #include "kernels/cpu/vector.h"
 
@@ -78,19 +79,9 @@ Status store_latent(Isa isa, const ops::StoreLatentArgs& args, ops::OpContext& c
   for (const ops::SequenceRows& s : args.sequences) {
     for_rows(*ctx.pool, s.n_rows, pages.entry_bytes() * 2, [&](int64_t r, int) {
       const int64_t token = s.n_past + r;
-      std::byte* entry = pages.entry(s.pages[static_cast<size_t>(token / ops::kPageTokens)],
-                                     token % ops::kPageTokens);
-      const float* latent = args.latent.row<float>(s.row_begin + r);
-      const float* k_rope = args.k_rope.row<float>(s.row_begin + r);
-      if (pages.dtype == DType::bf16) {
-        auto* to = reinterpret_cast<bf16*>(entry);
-        v.round_to_bf16(latent, to, pages.kv_lora_rank);
-        v.round_to_bf16(k_rope, to + pages.kv_lora_rank, pages.rope_dim);
-      } else {
-        auto* to = reinterpret_cast<float*>(entry);
-        std::copy_n(latent, pages.kv_lora_rank, to);
-        std::copy_n(k_rope, pages.rope_dim, to + pages.kv_lora_rank);
-      }
+      store_entry(v, pages, s.pages[static_cast<size_t>(token / ops::kPageTokens)],
+                  token % ops::kPageTokens, args.latent.row<float>(s.row_begin + r),
+                  args.k_rope.row<float>(s.row_begin + r));
     });
   }
   return ok_status();

@@ -1,12 +1,14 @@
-/// Attention over the latent: a unit of work is one row and up to 16 heads, which share each page.
-/// A row's pages are cut into at most 8 ranges by their number alone; each range is summed for
-/// itself and the ranges are merged in order: by one thread, or, when there are few units, by
-/// several threads with the same arithmetic.
+/// Attention over the latent: a task is one row, blocks of 16 of its heads (all that there are, as
+/// long as every thread has work: they share each page), and a range of its pages. A row's pages
+/// are cut into at most 8 ranges by their number alone; each range is summed for itself and the
+/// ranges are merged in order: by one thread, or, when there are few rows, by several threads with
+/// the same arithmetic.
 #include <algorithm>
 #include <limits>
 
 #include "kernels/cpu/attention_amx.h"
 #include "kernels/cpu/bodies.h"
+#include "kernels/cpu/latent.h"
 #include "kernels/cpu/schedule.h"
 #include "kernels/cpu/vector.h"
 #include "ops/checks.h"
@@ -14,10 +16,13 @@
 namespace exo::kernels::cpu {
 namespace {
 
-constexpr int64_t kHeads = 16;          // of a unit
+static_assert(ops::kPageTokens == 64 && ops::kLatentPartCols == 128);  // attention_amx.cc
+
+constexpr int64_t kHeads = 16;          // of a block
 constexpr int64_t kMostRanges = 8;      // of a row's pages
 constexpr int64_t kFewestPages = 8;     // of a range
-constexpr int64_t kUnitsPerThread = 4;  // from here on ranges need not be shared out
+constexpr int64_t kTasksPerThread = 2;  // for threads to share evenly
+constexpr int64_t kUnitsPerThread = 4;  // rows x blocks; from here on ranges need not be shared out
 
 int64_t pages_of(int64_t position) { return position / ops::kPageTokens + 1; }
 int64_t pages_per_range(int64_t n_pages) {
@@ -25,7 +30,7 @@ int64_t pages_per_range(int64_t n_pages) {
 }
 int64_t n_ranges(int64_t n_pages) { return ceil_div(n_pages, pages_per_range(n_pages)); }
 
-// A range's (or several ranges') softmax-weighted sum, not yet divided.
+// A range's (or several ranges') softmax-weighted sum for a block of heads, not yet divided.
 struct State {
   SoftmaxState* softmax = nullptr;  // [kHeads]
   float* sum = nullptr;             // [kHeads, rank_padded]
@@ -41,10 +46,14 @@ struct State {
 struct Body {
   const ops::MlaAbsorbedArgs& args;
   const VectorKernels& v;
-  int64_t rank, rank_padded, entry, entry_padded, n_head_blocks;
+  int64_t rank, rank_padded, entry, entry_padded, n_blocks;
+  int64_t group = 1, n_groups = 1;  // blocks of heads of a task, and how many such a row has
+  int64_t state_bytes = 0;
+  bool tiles = false;       // pages of 16 and 8 bits on AMX
+  int64_t page_bytes = 0;   // a page in f32, or the tiles' scratch
+  int64_t query_bytes = 0;  // of a block
   std::byte* thread_memory = nullptr;
   int64_t thread_bytes = 0;
-  bool tiles = false;  // bf16 pages on AMX
 
   Body(Isa isa, const ops::MlaAbsorbedArgs& a)
       : args(a),
@@ -53,33 +62,52 @@ struct Body {
         rank_padded(align_up(rank, 16)),
         entry(rank + a.pages.rope_dim),
         entry_padded(align_up(entry, 16)),
-        n_head_blocks(ceil_div(a.out.dim(1), kHeads)) {
-    tiles = isa == Isa::amx && a.pages.dtype == DType::bf16 && absorbed_fits_amx(entry, rank);
-    thread_bytes = ops::kPageTokens * entry_padded * 4 + kHeads * entry_padded * 4 +
-                   kHeads * ops::kPageTokens * 4 + 2 * State::bytes(rank_padded);
+        n_blocks(ceil_div(a.out.dim(1), kHeads)),
+        state_bytes(State::bytes(rank_padded)) {
+    tiles = isa == Isa::amx && a.pages.dtype != DType::f32 && absorbed_fits_amx(entry, rank);
+    page_bytes =
+        tiles ? absorbed_scratch_bytes_amx(entry, rank) : ops::kPageTokens * entry_padded * 4;
+    query_bytes = tiles ? absorbed_query_bytes_amx(entry) : kHeads * entry_padded * 4;
+  }
+
+  // Tasks of so many blocks that there are at least `wanted` of them, if there can be.
+  void cut(int64_t n_rows_and_ranges, int64_t wanted) {
+    group = std::clamp<int64_t>(n_rows_and_ranges * n_blocks / wanted, 1, n_blocks);
+    n_groups = ceil_div(n_blocks, group);
+    thread_bytes = page_bytes + kHeads * (entry_padded + ops::kPageTokens) * 4 +
+                   group * (query_bytes + 2 * state_bytes);
   }
 
   struct ThreadMemory {
-    float *page, *q, *p;
-    State a, b;
+    std::byte* page;     // page_bytes
+    float* q;            // [kHeads, entry_padded], on the way into tiles
+    float* p;            // [kHeads, kPageTokens]
+    std::byte* queries;  // [group] of query_bytes
+    std::byte *a, *b;    // [group] of state_bytes
   };
   ThreadMemory memory_of(int thread) const {
-    std::byte* m = thread_memory + thread * thread_bytes;
-    auto* page = reinterpret_cast<float*>(m);
-    float* q = page + ops::kPageTokens * entry_padded;
-    float* p = q + kHeads * entry_padded;
-    auto* states = reinterpret_cast<std::byte*>(p + kHeads * ops::kPageTokens);
-    return {page, q, p, State(states, rank_padded),
-            State(states + State::bytes(rank_padded), rank_padded)};
+    ThreadMemory m;
+    m.page = thread_memory + thread * thread_bytes;
+    m.q = reinterpret_cast<float*>(m.page + page_bytes);
+    m.p = m.q + kHeads * entry_padded;
+    m.queries = reinterpret_cast<std::byte*>(m.p + kHeads * ops::kPageTokens);
+    m.a = m.queries + group * query_bytes;
+    m.b = m.a + group * state_bytes;
+    return m;
+  }
+  State state(std::byte* states, int64_t block) const {
+    return State(states + block * state_bytes, rank_padded);
   }
 
   struct Unit {
     const ops::SequenceRows* sequence = nullptr;
-    int64_t row = 0, position = 0, head = 0, n_heads = 0;
+    int64_t row = 0, position = 0;
+    int64_t block = 0, n_blocks = 0;
   };
+  // Unit i of n_rows * n_groups.
   Unit unit(int64_t i) const {
     Unit u;
-    int64_t r = i / n_head_blocks;
+    int64_t r = i / n_groups;
     for (const ops::SequenceRows& s : args.sequences) {
       if (s.form != ops::AttentionForm::absorbed) continue;
       if (r < s.n_rows) {
@@ -90,88 +118,108 @@ struct Body {
       }
       r -= s.n_rows;
     }
-    u.head = i % n_head_blocks * kHeads;
-    u.n_heads = std::min(kHeads, args.out.dim(1) - u.head);
+    u.block = i % n_groups * group;
+    u.n_blocks = std::min(group, n_blocks - u.block);
     return u;
   }
+  int64_t heads_of(const Unit& u, int64_t block) const {
+    return std::min(kHeads, args.out.dim(1) - (u.block + block) * kHeads);
+  }
 
-  void load_query(const Unit& u, float* q) const {
-    for (int64_t h = 0; h < u.n_heads; ++h) {
-      const float* latent =
-          args.q_latent.row<float>(u.row) + (u.head + h) * args.q_latent.stride(1);
-      const float* rope = args.q_rope.row<float>(u.row) + (u.head + h) * args.q_rope.stride(1);
-      float* to = q + h * entry_padded;
-      std::copy_n(latent, rank, to);
-      std::copy_n(rope, entry - rank, to + rank);
-      std::fill(to + entry, to + entry_padded, 0.0f);
+  void load_queries(const Unit& u, const ThreadMemory& m) const {
+    for (int64_t block = 0; block < u.n_blocks; ++block) {
+      std::byte* to = m.queries + block * query_bytes;
+      float* q = tiles ? m.q : reinterpret_cast<float*>(to);
+      const int64_t first = (u.block + block) * kHeads, n = heads_of(u, block);
+      for (int64_t h = 0; h < n; ++h) {
+        float* row = q + h * entry_padded;
+        std::copy_n(args.q_latent.row<float>(u.row) + (first + h) * args.q_latent.stride(1), rank,
+                    row);
+        std::copy_n(args.q_rope.row<float>(u.row) + (first + h) * args.q_rope.stride(1),
+                    entry - rank, row + rank);
+        std::fill(row + entry, row + entry_padded, 0.0f);
+      }
+      std::fill(q + n * entry_padded, q + kHeads * entry_padded, 0.0f);
+#if defined(__x86_64__)
+      if (tiles) absorbed_query_amx(q, entry_padded, entry, to);
+#endif
     }
-    std::fill(q + u.n_heads * entry_padded, q + kHeads * entry_padded, 0.0f);
   }
 
   void load_page(const Unit& u, int64_t page, int64_t n, float* to) const {
     const int32_t number = u.sequence->pages[static_cast<size_t>(page)];
     for (int64_t t = 0; t < n; ++t, to += entry_padded) {
-      const std::byte* from = args.pages.entry(number, t);
-      if (args.pages.dtype == DType::bf16) {
-        v.widen_bf16(reinterpret_cast<const bf16*>(from), to, entry);
-      } else {
-        std::copy_n(reinterpret_cast<const float*>(from), entry, to);
-      }
+      load_entry(v, args.pages, number, t, to);
       std::fill(to + entry, to + entry_padded, 0.0f);
     }
   }
 
-  // The page's memory in f32 serves as scratch: it is larger (absorbed_fits_amx).
   void run_pages_amx(const Unit& u, int64_t begin, int64_t end, const ThreadMemory& m,
-                     const State& state) const {
+                     std::byte* states) const {
 #if defined(__x86_64__)
-    auto* scratch = reinterpret_cast<std::byte*>(m.page);
-    absorbed_query_amx(m.q, entry_padded, entry, rank, scratch);
-    const auto page_at = [&](int64_t page) {
-      return args.pages.entry(u.sequence->pages[static_cast<size_t>(page)], 0);
-    };
-    for (int64_t page = begin; page < end; ++page)
-      absorbed_page_amx(
-          {.page = page_at(page),
-           .next = page + 1 < end ? page_at(page + 1) : nullptr,
-           .entry_bytes = args.pages.entry_bytes(),
-           .entry = entry,
-           .rank = rank,
-           .n_keys = std::min(ops::kPageTokens, u.position + 1 - page * ops::kPageTokens),
-           .scale = args.softmax_scale,
-           .scratch = scratch,
-           .softmax = state.softmax,
-           .sum = state.sum,
-           .sum_stride = rank_padded});
+    const ops::LatentPages& pages = args.pages;
+    absorbed_pages_amx(
+        {.stored = pages.dtype,
+         .data = pages.data,
+         .page_bytes = pages.page_bytes(),
+         .entry_bytes = pages.entry_bytes(),
+         .rope_offset = pages.rope_offset(),
+         .scales_offset = ops::kPageTokens * pages.entry_bytes(),
+         .n_scales = pages.n_scales(),
+         .entry = entry,
+         .rank = rank,
+         .numbers = u.sequence->pages.data() + begin,
+         .n_pages = end - begin,
+         .n_last_keys = std::min(ops::kPageTokens, u.position + 1 - (end - 1) * ops::kPageTokens),
+         .scale = args.softmax_scale,
+         .n_blocks = u.n_blocks,
+         .queries = m.queries,
+         .query_bytes = query_bytes,
+         .states = states,
+         .state_bytes = state_bytes,
+         .sum_stride = rank_padded,
+         .scratch = m.page});
 #endif
   }
 
-  // The pages of one range into `state`. m.q holds the unit's query.
-  void run_range(const Unit& u, int64_t range, const ThreadMemory& m, const State& state) const {
+  // The pages of one range into `states` [u.n_blocks]. m.queries holds the unit's queries.
+  void run_range(const Unit& u, int64_t range, const ThreadMemory& m, std::byte* states) const {
     const int64_t per_range = pages_per_range(pages_of(u.position));
     const int64_t end = std::min((range + 1) * per_range, pages_of(u.position));
-    std::fill_n(state.sum, kHeads * rank_padded, 0.0f);
-    std::fill_n(state.softmax, kHeads, SoftmaxState{-std::numeric_limits<float>::infinity(), 0.0f});
-    if (tiles) return run_pages_amx(u, range * per_range, end, m, state);
+    for (int64_t block = 0; block < u.n_blocks; ++block) {
+      const State s = state(states, block);
+      std::fill_n(s.sum, kHeads * rank_padded, 0.0f);
+      std::fill_n(s.softmax, kHeads, SoftmaxState{-std::numeric_limits<float>::infinity(), 0.0f});
+    }
+    if (tiles) return run_pages_amx(u, range * per_range, end, m, states);
+    auto* latents = reinterpret_cast<float*>(m.page);
     for (int64_t page = range * per_range; page < end; ++page) {
       const int64_t n = std::min(ops::kPageTokens, u.position + 1 - page * ops::kPageTokens);
-      load_page(u, page, n, m.page);
-      v.score_rows(m.q, entry_padded, u.n_heads, m.page, entry_padded, n, entry, args.softmax_scale,
-                   m.p);
-      float keep[kHeads];
-      int64_t n_keys[kHeads];
-      for (int64_t h = 0; h < u.n_heads; ++h) {
-        keep[h] = v.softmax_page(m.p + h * ops::kPageTokens, n, state.softmax[h]);
-        n_keys[h] = n;
-      }
-      v.add_values(m.p, keep, n_keys, u.n_heads, m.page, entry_padded, rank, state.sum,
-                   rank_padded);
+      load_page(u, page, n, latents);
+      for (int64_t block = 0; block < u.n_blocks; ++block)
+        attend(reinterpret_cast<const float*>(m.queries + block * query_bytes), heads_of(u, block),
+               latents, n, m.p, state(states, block));
     }
   }
 
+  void attend(const float* q, int64_t n_heads, const float* latents, int64_t n, float* p,
+              const State& s) const {
+    v.score_rows(q, entry_padded, n_heads, latents, entry_padded, n, entry, args.softmax_scale, p);
+    float keep[kHeads];
+    int64_t n_keys[kHeads];
+    for (int64_t h = 0; h < n_heads; ++h) {
+      keep[h] = v.softmax_page(p + h * ops::kPageTokens, n, s.softmax[h]);
+      n_keys[h] = n;
+    }
+    v.add_values(p, keep, n_keys, n_heads, latents, entry_padded, rank, s.sum, rank_padded);
+  }
+
   // into = into followed by next.
-  void merge(const Unit& u, const State& into, const State& next) const {
-    for (int64_t h = 0; h < u.n_heads; ++h) {
+  void merge(const Unit& u, std::byte* into_states, std::byte* next_states) const {
+    for (int64_t i = 0; i < u.n_blocks * kHeads; ++i) {
+      const int64_t block = i / kHeads, h = i % kHeads;
+      if (h >= heads_of(u, block)) continue;
+      const State into = state(into_states, block), next = state(next_states, block);
       SoftmaxState& a = into.softmax[h];
       const SoftmaxState& b = next.softmax[h];
       // softmax_page's own arithmetic, with b's maximum as the only score.
@@ -183,10 +231,13 @@ struct Body {
     }
   }
 
-  void finish(const Unit& u, const State& state) const {
-    for (int64_t h = 0; h < u.n_heads; ++h) {
-      float* out = args.out.row<float>(u.row) + (u.head + h) * args.out.stride(1);
-      const float* sum = state.sum + h * rank_padded;
+  void finish(const Unit& u, std::byte* states) const {
+    for (int64_t i = 0; i < u.n_blocks * kHeads; ++i) {
+      const int64_t block = i / kHeads, h = i % kHeads;
+      if (h >= heads_of(u, block)) continue;
+      const State s = state(states, block);
+      float* out = args.out.row<float>(u.row) + (u.block * kHeads + i) * args.out.stride(1);
+      const float* sum = s.sum + h * rank_padded;
       if (tiles) {
         // Groups of four columns as 16-bit interleaving within 128-bit lanes left them.
         for (int64_t c = 0; c < rank; c += 8)
@@ -195,7 +246,7 @@ struct Body {
       } else {
         std::copy_n(sum, rank, out);
       }
-      v.divide(out, state.softmax[h].sum, rank);
+      v.divide(out, s.softmax[h].sum, rank);
     }
   }
 };
@@ -211,6 +262,44 @@ int64_t count_rows(const ops::MlaAbsorbedArgs& args, int64_t* most_ranges) {
   return n;
 }
 
+// Every unit by one thread, its ranges one after another.
+void run_whole(const Body& body, int64_t n_units, ThreadPool& pool) {
+  pool.parallel_for(n_units, [&](int64_t i, int thread) {
+    const Body::Unit u = body.unit(i);
+    const Body::ThreadMemory m = body.memory_of(thread);
+    body.load_queries(u, m);
+    body.run_range(u, 0, m, m.a);
+    for (int64_t range = 1; range < n_ranges(pages_of(u.position)); ++range) {
+      body.run_range(u, range, m, m.b);
+      body.merge(u, m.a, m.b);
+    }
+    body.finish(u, m.a);
+  });
+}
+
+// A unit's ranges by several threads. states: [rows, kMostRanges, n_blocks] of state_bytes.
+void run_ranges(const Body& body, int64_t n_units, int64_t most_ranges, std::byte* states,
+                ThreadPool& pool) {
+  const auto states_of = [&](int64_t unit, int64_t range) {
+    const int64_t row = unit / body.n_groups, block = unit % body.n_groups * body.group;
+    return states + ((row * kMostRanges + range) * body.n_blocks + block) * body.state_bytes;
+  };
+  pool.parallel_for(n_units * most_ranges, [&](int64_t i, int thread) {
+    const Body::Unit u = body.unit(i / most_ranges);
+    const int64_t range = i % most_ranges;
+    if (range >= n_ranges(pages_of(u.position))) return;
+    const Body::ThreadMemory m = body.memory_of(thread);
+    body.load_queries(u, m);
+    body.run_range(u, range, m, states_of(i / most_ranges, range));
+  });
+  pool.parallel_for(n_units, [&](int64_t i, int) {
+    const Body::Unit u = body.unit(i);
+    for (int64_t range = 1; range < n_ranges(pages_of(u.position)); ++range)
+      body.merge(u, states_of(i, 0), states_of(i, range));
+    body.finish(u, states_of(i, 0));
+  });
+}
+
 }  // namespace
 
 Status mla_absorbed(Isa isa, const ops::MlaAbsorbedArgs& args, ops::OpContext& ctx) {
@@ -219,49 +308,25 @@ Status mla_absorbed(Isa isa, const ops::MlaAbsorbedArgs& args, ops::OpContext& c
   const int n_threads = ctx.pool->n_threads();
   int64_t most_ranges = 1;
   const int64_t n_rows = count_rows(args, &most_ranges);
-  const int64_t n_units = n_rows * body.n_head_blocks;
-  const bool shared = most_ranges > 1 && n_threads > 1 && n_units < kUnitsPerThread * n_threads;
-  const int64_t state_bytes = State::bytes(body.rank_padded);
+  const bool shared = most_ranges > 1 && n_threads > 1 &&
+                      (n_rows - 1) * body.n_blocks < kUnitsPerThread * n_threads;
+  body.cut(shared ? n_rows * most_ranges : n_rows, kTasksPerThread * n_threads);
   body.thread_memory = ctx.arena->take_bytes(n_threads * body.thread_bytes);
-  std::byte* states =
-      shared ? ctx.arena->take_bytes(n_units * kMostRanges * state_bytes) : body.thread_memory;
+  std::byte* states = body.thread_memory;
+  if (shared)
+    states = ctx.arena->take_bytes(n_rows * kMostRanges * body.n_blocks * body.state_bytes);
   if (body.thread_memory == nullptr || states == nullptr)
     return ops::scratch_exhausted(
         "mla_absorbed",
         ops::mla_absorbed_scratch_bytes(args.out.dim(0), args.out.dim(1), body.rank,
                                         args.pages.rope_dim, n_threads),
         *ctx.arena);
+  const int64_t n_units = n_rows * body.n_groups;
   if (!shared) {
-    ctx.pool->parallel_for(n_units, [&](int64_t i, int thread) {
-      const Body::Unit u = body.unit(i);
-      const Body::ThreadMemory m = body.memory_of(thread);
-      body.load_query(u, m.q);
-      body.run_range(u, 0, m, m.a);
-      for (int64_t range = 1; range < n_ranges(pages_of(u.position)); ++range) {
-        body.run_range(u, range, m, m.b);
-        body.merge(u, m.a, m.b);
-      }
-      body.finish(u, m.a);
-    });
-    return ok_status();
+    run_whole(body, n_units, *ctx.pool);
+  } else {
+    run_ranges(body, n_units, most_ranges, states, *ctx.pool);
   }
-  const auto state_of = [&](int64_t unit, int64_t range) {
-    return State(states + (unit * kMostRanges + range) * state_bytes, body.rank_padded);
-  };
-  ctx.pool->parallel_for(n_units * most_ranges, [&](int64_t i, int thread) {
-    const Body::Unit u = body.unit(i / most_ranges);
-    const int64_t range = i % most_ranges;
-    if (range >= n_ranges(pages_of(u.position))) return;
-    const Body::ThreadMemory m = body.memory_of(thread);
-    body.load_query(u, m.q);
-    body.run_range(u, range, m, state_of(i / most_ranges, range));
-  });
-  ctx.pool->parallel_for(n_units, [&](int64_t i, int) {
-    const Body::Unit u = body.unit(i);
-    for (int64_t range = 1; range < n_ranges(pages_of(u.position)); ++range)
-      body.merge(u, state_of(i, 0), state_of(i, range));
-    body.finish(u, state_of(i, 0));
-  });
   return ok_status();
 }
 

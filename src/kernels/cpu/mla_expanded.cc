@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "kernels/cpu/attention_amx.h"
 #include "kernels/cpu/bodies.h"
+#include "kernels/cpu/latent.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/schedule.h"
 #include "kernels/cpu/vector.h"
@@ -17,11 +17,7 @@ namespace {
 
 using ops::kPageTokens;
 
-static_assert(expanded_scratch_bytes_amx(1024, 1024) <= kMatmulScratchBytes);
-
-constexpr int64_t kMostHeads = 4;     // of a task
-constexpr int64_t kMostHeadsAmx = 2;  // with their queries and sums in the L2 cache
-constexpr int64_t kMostRowsAmx = 512;
+constexpr int64_t kMostHeads = 4;    // of a task
 constexpr int64_t kFewestRows = 64;  // of a task, when rows are shared out
 constexpr int64_t kRowsAtOnce = 4;   // what the vector kernels compute together
 
@@ -39,8 +35,6 @@ struct Body {
   int64_t most_rows = 0;
   std::byte* memory = nullptr;
   int64_t thread_bytes = 0;
-  bool tiles = false;                      // bf16 and integer activations on AMX
-  int64_t query_bytes = 0, sum_bytes = 0;  // of a head's rows, for tiles
 
   Body(Isa isa, const ops::MlaExpandedArgs& a)
       : args(a),
@@ -54,15 +48,9 @@ struct Body {
         entry_padded(align_up(rank + rope, 16)),
         nope_padded(align_up(nope, 16)),
         value_padded(align_up(value, 16)) {
-    tiles = isa == Isa::amx && a.activation != DType::f32 && expanded_fits_amx(nope + rope, value);
     for (const ops::SequenceRows& s : a.sequences)
       most_rows = std::max<int64_t>(most_rows, s.n_rows);
-    if (tiles) {
-      query_bytes = (std::min(most_rows, kMostRowsAmx) + 16) * query_row_bytes_amx(nope + rope);
-      sum_bytes = (std::min(most_rows, kMostRowsAmx) + 16) * value * 4;
-    }
-    thread_bytes = kMostHeadsAmx * (query_bytes + sum_bytes) + kMatmulScratchBytes +
-                   kPageTokens * 4 * (entry_padded + nope_padded) +
+    thread_bytes = kMatmulScratchBytes + kPageTokens * 4 * (entry_padded + nope_padded) +
                    kPageTokens * 4 * (nope + rope + value_padded) +
                    ops::packed_rows_bytes(a.activation, kPageTokens, rank) +
                    align_up(kMostHeads * most_rows * static_cast<int64_t>(sizeof(SoftmaxState)));
@@ -76,8 +64,6 @@ struct Body {
     float* k_t;             // [nope + rope, 64]
     SoftmaxState* softmax;  // [kMostHeads, most_rows]
     std::byte* packed;
-    std::byte* queries;  // [kMostHeadsAmx] of query_bytes
-    std::byte* sums;     // [kMostHeadsAmx] of sum_bytes
   };
   ThreadMemory memory_of(int thread) const {
     ThreadMemory m;
@@ -89,21 +75,7 @@ struct Body {
     m.packed = reinterpret_cast<std::byte*>(m.k_t + kPageTokens * (nope + rope));
     m.softmax = reinterpret_cast<SoftmaxState*>(
         m.packed + ops::packed_rows_bytes(args.activation, kPageTokens, rank));
-    m.queries = m.packed + ops::packed_rows_bytes(args.activation, kPageTokens, rank) +
-                align_up(kMostHeads * most_rows * static_cast<int64_t>(sizeof(SoftmaxState)));
-    m.sums = m.queries + kMostHeadsAmx * query_bytes;
     return m;
-  }
-
-  // Where a row's sums run: with tiles in the thread's memory, rows one after another.
-  struct Sums {
-    float* data;
-    int64_t stride;
-    float* row(int64_t r) const { return data + r * stride; }
-  };
-  Sums sums_of(const Task& t, int64_t head, const ThreadMemory& m) const {
-    if (tiles) return {reinterpret_cast<float*>(m.sums + (head - t.head) * sum_bytes), value};
-    return {out_row(t, t.row, head), args.out.stride(0)};
   }
 
   float* out_row(const Task& t, int64_t r, int64_t head) const {
@@ -116,13 +88,8 @@ struct Body {
     Arena arena(m.packed, ops::packed_rows_bytes(args.activation, kPageTokens, rank));
     const PackedRows packed = *ops::take_packed_rows(args.activation, n, rank, arena);
     for (int64_t i = 0; i < n; ++i) {
-      const std::byte* from = args.pages.entry(number, i);
       float* to = m.entries + i * entry_padded;
-      if (args.pages.dtype == DType::bf16) {
-        v.widen_bf16(reinterpret_cast<const bf16*>(from), to, rank + rope);
-      } else {
-        std::copy_n(reinterpret_cast<const float*>(from), rank + rope, to);
-      }
+      load_entry(v, args.pages, number, i, to);
       v.pack_row(to, i, packed);
     }
     return packed;
@@ -142,57 +109,11 @@ struct Body {
             .scratch = m.matmul});
   }
 
-  void load_queries(const Task& t, int64_t head, const ThreadMemory& m) const {
-#if defined(__x86_64__)
-    if (tiles)
-      expanded_queries_amx(
-          args.q.row<float>(t.sequence->row_begin + t.row) + head * args.q.stride(1),
-          args.q.stride(0), t.n_rows, nope + rope, m.queries + (head - t.head) * query_bytes);
-#endif
-  }
-
-  // One head's rows against the expanded page on tiles; false when they can't (expanded_page_amx).
-  // The products' scratch is free meanwhile.
-  bool attend_amx(const Task& t, int64_t page, int64_t n, int64_t head, SoftmaxState* softmax,
-                  const ThreadMemory& m) const {
-#if defined(__x86_64__)
-    if (!tiles || !expanded_page_amx({.k = m.k,
-                                      .k_stride = nope_padded,
-                                      .nope = nope,
-                                      .k_rope = m.entries + rank,
-                                      .rope_stride = entry_padded,
-                                      .rope = rope,
-                                      .v = m.v,
-                                      .v_stride = value_padded,
-                                      .value = value,
-                                      .n_keys = n},
-                                     m.matmul))
-      return false;
-    const int64_t first_position = page * kPageTokens, n_past = t.sequence->n_past;
-    const Sums sums = sums_of(t, head, m);
-    for (int64_t r = std::max<int64_t>(0, first_position - n_past - t.row); r < t.n_rows; r += 16)
-      expanded_rows_amx(
-          {.q = m.queries + (head - t.head) * query_bytes + r * query_row_bytes_amx(nope + rope),
-           .n_rows = std::min<int64_t>(16, t.n_rows - r),
-           .qk = nope + rope,
-           .value = value,
-           .n_keys = n_past + t.row + r + 1 - first_position,
-           .scale = args.softmax_scale,
-           .softmax = softmax + r,
-           .sums = sums.row(r)},
-          m.matmul);
-    return true;
-#else
-    return false;
-#endif
-  }
-
   // One head's rows against the expanded page.
   void attend(const Task& t, int64_t page, int64_t head, SoftmaxState* softmax,
               const ThreadMemory& m) const {
     const int64_t first_position = page * kPageTokens, n_past = t.sequence->n_past;
     const int64_t row_end = t.row + t.n_rows;
-    const Sums sums = sums_of(t, head, m);
     alignas(64) float p[kRowsAtOnce * kPageTokens];
     for (int64_t r = std::max(t.row, first_position - n_past); r < row_end; r += kRowsAtOnce) {
       const int64_t n = std::min(kRowsAtOnce, row_end - r);
@@ -204,7 +125,8 @@ struct Body {
         n_keys[i] = std::min(kPageTokens, n_past + r + i + 1 - first_position);
         keep[i] = v.softmax_page(p + i * kPageTokens, n_keys[i], softmax[r + i - t.row]);
       }
-      v.add_values(p, keep, n_keys, n, m.v, value_padded, value, sums.row(r - t.row), sums.stride);
+      v.add_values(p, keep, n_keys, n, m.v, value_padded, value, out_row(t, r, head),
+                   args.out.stride(0));
     }
   }
 
@@ -213,9 +135,7 @@ struct Body {
     std::fill_n(m.softmax, kMostHeads * most_rows,
                 SoftmaxState{-std::numeric_limits<float>::infinity(), 0.0f});
     for (int64_t h = t.head; h < t.head + t.n_heads; ++h) {
-      const Sums sums = sums_of(t, h, m);
-      for (int64_t r = 0; r < t.n_rows; ++r) std::fill_n(sums.row(r), value, 0.0f);
-      load_queries(t, h, m);
+      for (int64_t r = 0; r < t.n_rows; ++r) std::fill_n(out_row(t, t.row + r, h), value, 0.0f);
     }
     const int64_t n_tokens = int64_t{t.sequence->n_past} + t.sequence->n_rows;
     const int64_t last = t.sequence->n_past + t.row + t.n_rows - 1;
@@ -226,19 +146,14 @@ struct Body {
         expand(args.w_k[static_cast<size_t>(h)], kernel_k, latents, m.k, nope_padded, m);
         expand(args.w_v[static_cast<size_t>(h)], kernel_v, latents, m.v, value_padded, m);
         SoftmaxState* softmax = m.softmax + (h - t.head) * most_rows;
-        if (attend_amx(t, page, n, h, softmax, m)) continue;
         v.transpose_page(m.k, nope_padded, n, nope, m.k_t);
         v.transpose_page(m.entries + rank, entry_padded, n, rope, m.k_t + nope * kPageTokens);
         attend(t, page, h, softmax, m);
       }
     }
     for (int64_t h = t.head; h < t.head + t.n_heads; ++h) {
-      const Sums sums = sums_of(t, h, m);
-      for (int64_t r = 0; r < t.n_rows; ++r) {
-        float* out = out_row(t, t.row + r, h);
-        if (tiles) std::copy_n(sums.row(r), value, out);
-        v.divide(out, m.softmax[(h - t.head) * most_rows + r].sum, value);
-      }
+      for (int64_t r = 0; r < t.n_rows; ++r)
+        v.divide(out_row(t, t.row + r, h), m.softmax[(h - t.head) * most_rows + r].sum, value);
     }
   }
 };
@@ -247,14 +162,12 @@ struct Body {
 struct Cut {
   int64_t heads = 1, n_head_groups = 1, rows = 1;
 
-  Cut(const ops::MlaExpandedArgs& args, int64_t n_sequences, int n_threads, bool tiles) {
+  Cut(const ops::MlaExpandedArgs& args, int64_t n_sequences, int n_threads) {
     const int64_t n_heads = args.q.dim(1), n_rows = args.q.dim(0), wanted = 2 * n_threads;
-    heads =
-        std::clamp<int64_t>(n_heads * n_sequences / wanted, 1, tiles ? kMostHeadsAmx : kMostHeads);
+    heads = std::clamp<int64_t>(n_heads * n_sequences / wanted, 1, kMostHeads);
     n_head_groups = ceil_div(n_heads, heads);
     const int64_t n_blocks = ceil_div(wanted, n_head_groups * n_sequences);
     rows = std::max(kFewestRows, align_up(ceil_div(n_rows, n_blocks), kRowsAtOnce));
-    if (tiles) rows = std::min(rows, kMostRowsAmx);
   }
 };
 
@@ -263,6 +176,7 @@ struct Cut {
 Status mla_expanded(Isa isa, const ops::MlaExpandedArgs& args, ops::OpContext& ctx) {
   // Somebody looks at every probability: the body that has them.
   if (!args.probs.empty()) return ops::reference_table().mla_expanded(args, ctx);
+  if (expanded_on_tiles(isa, args)) return mla_expanded_tiles(args, ctx);
   ArenaScope scope(*ctx.arena);
   Body body(isa, args);
   const int n_threads = ctx.pool->n_threads();
@@ -277,7 +191,7 @@ Status mla_expanded(Isa isa, const ops::MlaExpandedArgs& args, ops::OpContext& c
   for (const ops::SequenceRows& s : args.sequences)
     n_sequences += s.form == ops::AttentionForm::expanded && s.n_rows > 0 ? 1 : 0;
   if (n_sequences == 0) return ok_status();
-  const Cut cut(args, n_sequences, n_threads, body.tiles);
+  const Cut cut(args, n_sequences, n_threads);
   const auto tasks_of = [&](const ops::SequenceRows& s) {
     if (s.form != ops::AttentionForm::expanded) return int64_t{0};
     return ceil_div(s.n_rows, cut.rows) * cut.n_head_groups;

@@ -108,7 +108,7 @@ TEST(Rows, EqualBitsOfEmbeddingAddRopeAndStore) {
     const TensorView x = make_view(q.data(), {n_rows, heads, rope + 5}).columns(5, rope);
     ASSERT_TRUE(ops::rope({.x = x, .cos = cos_view, .sin = sin_view}, t.ctx).ok());
     got.push_back(q);
-    for (DType dtype : {DType::f32, DType::bf16}) {
+    for (DType dtype : {DType::f32, DType::bf16, DType::i8, DType::f8_e4m3}) {
       ops::LatentPages pages{.dtype = dtype, .n_pages = 4, .kv_lora_rank = n, .rope_dim = rope};
       std::vector<float> cache(static_cast<size_t>(4 * pages.page_bytes() / 4), 1.0f);
       pages.data = reinterpret_cast<std::byte*>(cache.data());
@@ -127,6 +127,58 @@ TEST(Rows, EqualBitsOfEmbeddingAddRopeAndStore) {
     for (size_t i = 0; i < got.size(); ++i)
       EXPECT_EQ(std::memcmp(got[i].data(), expected[i].data(), got[i].size() * 4), 0) << i;
   });
+}
+
+// Parts of 128 columns, a short last one, and values at which a code can go wrong.
+TEST(Rows, CodesOfLatentsAreTheReferencesAndHoldTheirValues) {
+  constexpr int64_t kRows = 65, kRank = 333, kRope = 10;
+  auto latent = random_floats(kRows * kRank, 7);
+  const auto k_rope = random_floats(kRows * kRope, 8);
+  for (int64_t i = 0; i < 128; ++i) {  // 2^7 ... 2^-16 of the largest: fp8's subnormals
+    latent[static_cast<size_t>(i)] = std::ldexp(1.0f + static_cast<float>(i % 8) / 8, -i / 8);
+    latent[static_cast<size_t>(kRank + i)] = 0.0f;
+    latent[static_cast<size_t>(2 * kRank + i)] *= 1e-35f;
+  }
+  latent[static_cast<size_t>(3 * kRank + 200)] = kNan;
+  latent[static_cast<size_t>(4 * kRank + 332)] = -kInf;
+  for (DType dtype : {DType::i8, DType::f8_e4m3}) {
+    std::vector<std::byte> expected;
+    on_every_table([&](const ops::OpTable& table, int n_threads) {
+      TestContext t(table, n_threads, 4096);
+      ops::LatentPages pages{.dtype = dtype, .n_pages = 2, .kv_lora_rank = kRank};
+      pages.rope_dim = kRope;
+      std::vector<std::byte> memory(static_cast<size_t>(2 * pages.page_bytes()), std::byte{7});
+      pages.data = memory.data();
+      const int32_t order[] = {1, 0};
+      const ops::SequenceRows s[] = {{.n_rows = kRows, .pages = order}};
+      ASSERT_TRUE(ops::store_latent({.latent = make_view(latent.data(), {kRows, kRank}),
+                                     .k_rope = make_view(k_rope.data(), {kRows, kRope}),
+                                     .sequences = s,
+                                     .pages = pages},
+                                    t.ctx)
+                      .ok());
+      if (expected.empty()) expected = memory;
+      EXPECT_EQ(memory, expected);
+      EXPECT_TRUE(std::isnan(pages.scales(1, 3)[1]));
+      EXPECT_TRUE(std::isnan(pages.scales(1, 4)[2]));
+      EXPECT_FALSE(std::isnan(pages.scales(1, 4)[1]));
+      EXPECT_EQ(pages.scales(1, 1)[0], 0.0f);
+      EXPECT_EQ(pages.scales(1, 2)[0], 0.0f);
+      // Row 64 is the second page's first. Half a step of int8; 2^-4 of the value in fp8.
+      for (int64_t i = 0; i < kRank; ++i) {
+        const float x = latent[static_cast<size_t>(64 * kRank + i)];
+        const float scale = pages.scales(0, 0)[i / ops::kLatentPartCols];
+        const auto code = static_cast<uint8_t>(pages.entry(0, 0)[i]);
+        if (dtype == DType::i8) {
+          EXPECT_LE(std::fabs(static_cast<float>(static_cast<int8_t>(code)) * scale - x),
+                    0.5001f * scale);
+        } else {
+          EXPECT_LE(std::fabs(to_f32(f8_e4m3{code}) * scale - x),
+                    std::max(std::fabs(x) / 16, 0x1p-10f * scale) * 1.0001f);
+        }
+      }
+    });
+  }
 }
 
 TEST(Rows, PackedRowsAreTheReferencesBytes) {

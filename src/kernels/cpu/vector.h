@@ -21,6 +21,12 @@ struct VectorKernels {
   // Rows of f32 [n].
   void (*widen_bf16)(const bf16* x, float* out, int64_t n);
   void (*round_to_bf16)(const float* x, bf16* out, int64_t n);
+  /// Codes of i8 or f8_e4m3 (ops::StoreLatentArgs): out = scale * code; and back, returning the
+  /// scale.
+  void (*widen_i8)(const int8_t* codes, float scale, float* out, int64_t n);
+  void (*widen_f8)(const f8_e4m3* codes, float scale, float* out, int64_t n);
+  float (*round_to_i8)(const float* x, int8_t* codes, int64_t n);
+  float (*round_to_f8)(const float* x, f8_e4m3* codes, int64_t n);
   void (*rms_norm)(const float* x, const float* weight, float eps, float* out, int64_t n);
   void (*add)(const float* x, float* y, int64_t n);                      ///< y += x
   void (*add_scaled)(float scale, const float* x, float* y, int64_t n);  ///< y += scale * x

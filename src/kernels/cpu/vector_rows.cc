@@ -182,6 +182,98 @@ HWY_INLINE int32_t QuantiseGroup(const float* x, float inverse, int8_t* q) {
   return hn::GetLane(hn::SumOfLanes(di, sum));
 }
 
+// -- codes of a byte ------------------------------------------------------------------------------
+
+void WidenI8(const int8_t* codes, float scale, float* out, int64_t n) {
+  const DF df;
+  const hn::Rebind<int8_t, DF> d8;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const VI q = hn::PromoteTo(DI(), hn::LoadU(d8, codes + i));
+    hn::StoreU(hn::Mul(hn::ConvertTo(df, q), hn::Set(df, scale)), df, out + i);
+  }
+  for (; i < n; ++i) out[i] = static_cast<float>(codes[i]) * scale;
+}
+
+void WidenF8(const f8_e4m3* codes, float scale, float* out, int64_t n) {
+  const DF df;
+  const DU du;
+  const DI di;
+  const hn::Rebind<uint8_t, DF> d8;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const VU code = hn::PromoteTo(du, hn::LoadU(d8, reinterpret_cast<const uint8_t*>(codes + i)));
+    const VU rest = hn::And(code, hn::Set(du, 0x7Fu));
+    const VF normal = hn::BitCast(df, hn::Add(hn::ShiftLeft<20>(rest), hn::Set(du, 120u << 23)));
+    const VF subnormal = hn::Mul(hn::ConvertTo(df, hn::BitCast(di, rest)), hn::Set(df, 0x1p-9f));
+    VF value = hn::IfThenElse(hn::RebindMask(df, hn::Lt(rest, hn::Set(du, 8u))), subnormal, normal);
+    value = hn::IfThenElse(hn::RebindMask(df, hn::Eq(rest, hn::Set(du, 0x7Fu))),
+                           hn::Set(df, std::numeric_limits<float>::quiet_NaN()), value);
+    const VU sign = hn::ShiftLeft<24>(hn::And(code, hn::Set(du, 0x80u)));
+    value = hn::BitCast(df, hn::Or(hn::BitCast(du, value), sign));
+    hn::StoreU(hn::Mul(value, hn::Set(df, scale)), df, out + i);
+  }
+  for (; i < n; ++i) out[i] = to_f32(codes[i]) * scale;
+}
+
+// The scale of n values whose codes reach to `top`, and its inverse. 0 or NaN: all codes are 0.
+HWY_INLINE float CodeScale(const float* x, int64_t n, float top, float* inverse) {
+  const int32_t bits = LargestBits(x, n);
+  const float largest = std::bit_cast<float>(bits);
+  if (bits >= 0x7F800000) return std::numeric_limits<float>::quiet_NaN();
+  if (largest < 1e-30f) return 0;
+  *inverse = top / largest;
+  return largest / top;
+}
+
+float RoundToI8(const float* x, int8_t* codes, int64_t n) {
+  const hn::Rebind<int8_t, DF> d8;
+  float inverse = 0;
+  const float scale = CodeScale(x, n, 127.0f, &inverse);
+  if (inverse == 0) {
+    std::memset(codes, 0, static_cast<size_t>(n));
+    return scale;
+  }
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const VI q = hn::NearestInt(hn::Mul(hn::LoadU(DF(), x + i), hn::Set(DF(), inverse)));
+    hn::StoreU(hn::DemoteTo(d8, q), d8, codes + i);
+  }
+  for (; i < n; ++i) codes[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+  return scale;
+}
+
+float RoundToF8(const float* x, f8_e4m3* codes, int64_t n) {
+  const DF df;
+  const DU du;
+  const DI di;
+  const hn::Rebind<uint8_t, DF> d8;
+  float inverse = 0;
+  const float scale = CodeScale(x, n, 448.0f, &inverse);
+  if (inverse == 0) {
+    std::memset(codes, 0, static_cast<size_t>(n));
+    return scale;
+  }
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const VU u = hn::BitCast(du, hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse)));
+    const VU size = hn::And(u, hn::Set(du, 0x7FFFFFFFu));
+    const VU odd = hn::And(hn::ShiftRight<20>(u), hn::Set(du, 1u));
+    const VU rounded = hn::ShiftRight<20>(hn::Add(size, hn::Add(odd, hn::Set(du, 0x7FFFFu))));
+    const VU normal = hn::Min(hn::Sub(rounded, hn::Set(du, 120u << 3)), hn::Set(du, 0x7Eu));
+    const VU subnormal =
+        hn::BitCast(du, hn::NearestInt(hn::Mul(hn::BitCast(df, size), hn::Set(df, 0x1p9f))));
+    const auto small = hn::Lt(size, hn::Set(du, std::bit_cast<uint32_t>(0x1p-6f)));
+    const VU code = hn::Or(hn::IfThenElse(small, subnormal, normal),
+                           hn::And(hn::ShiftRight<24>(u), hn::Set(du, 0x80u)));
+    hn::StoreU(hn::DemoteTo(d8, hn::BitCast(di, code)), d8, reinterpret_cast<uint8_t*>(codes + i));
+  }
+  for (; i < n; ++i) codes[i] = to_f8_e4m3(x[i] * inverse);
+  return scale;
+}
+
+// -- integers -------------------------------------------------------------------------------------
+
 void PackI8(const float* x, int64_t row, const PackedRows& out) {
   const int64_t n_groups = out.n_cols_padded() / kInt4GroupCols;
   int32_t* sums = out.group_sums + row * n_groups;
@@ -217,6 +309,10 @@ void PackRow(const float* x, int64_t row, const PackedRows& out) {
 void SetRowKernels(VectorKernels& k) {
   k.widen_bf16 = WidenBf16;
   k.round_to_bf16 = RoundToBf16;
+  k.widen_i8 = WidenI8;
+  k.widen_f8 = WidenF8;
+  k.round_to_i8 = RoundToI8;
+  k.round_to_f8 = RoundToF8;
   k.rms_norm = RmsNorm;
   k.add = Add;
   k.add_scaled = AddScaled;

@@ -102,7 +102,7 @@ struct Maker {
     m.qk_rope_head_dim = c.qk_rope_head_dim;
     m.v_head_dim = c.v_head_dim;
     m.softmax_scale = make_rope(c).softmax_scale;
-    m.cache = plan.limits.fp32_compute ? DType::f32 : DType::bf16;
+    m.cache = *plan.limits.cache;
     return m;
   }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/os.h"
 #include "model/modules/scratch.h"
 
 namespace exo::model {
@@ -83,6 +84,7 @@ Status forward(const MoeConfig& config, const MoeWeights& weights, const TensorV
   EXO_ASSIGN_OR_RETURN(choice.weights, take_tensor<float>({n, top_k}, ctx));
   EXO_RETURN_IF_ERROR(choose(config, weights, x, choice, tap, ctx));
   if (!forced.ids.empty()) choice = {.ids = forced.ids, .weights = forced.weights};
+  if (weights.read_ahead) read_ahead(weights, choice.ids);
   tap("mlp.gate.topk_idx", choice.ids);
   tap("mlp.gate.topk_weight", choice.weights);
 
@@ -97,6 +99,26 @@ Status forward(const MoeConfig& config, const MoeWeights& weights, const TensorV
   EXO_RETURN_IF_ERROR(mlp::forward(*config.shared, weights.shared, x, shared_out, ctx));
   tap("mlp.shared_out", shared_out);
   return ops::add({.x = shared_out, .y = out}, ctx);
+}
+
+void read_ahead(const MoeWeights& weights, const TensorView& ids) {
+  const auto n_experts = static_cast<int32_t>(weights.gate_up.size());
+  int64_t n_bytes = 0;
+  const auto ask = [&](const PackedMatrix& m) {
+    const auto size =
+        static_cast<int64_t>(weights::packed_matrix_bytes(m.format, m.n_out, m.n_in, m.k_block));
+    advise_memory(m.tiles, static_cast<uint64_t>(size), MappedFile::Advice::will_need);
+    n_bytes += size;
+  };
+  // In the order that they are computed in; each id once.
+  for (int32_t id = 0; id < n_experts && n_bytes < kMostReadAhead; ++id) {
+    bool chosen = false;
+    for (int64_t i = 0; i < ids.dim(0) && !chosen; ++i)
+      chosen = std::binary_search(ids.row<int32_t>(i), ids.row<int32_t>(i) + ids.dim(1), id);
+    if (!chosen) continue;
+    ask(weights.gate_up[static_cast<size_t>(id)]);
+    ask(weights.down[static_cast<size_t>(id)]);
+  }
 }
 
 int64_t scratch_bytes(const MoeConfig& c, int64_t n, int n_threads) {

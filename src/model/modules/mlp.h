@@ -31,6 +31,11 @@ Status forward(const MoeConfig& config, const MoeWeights& weights, const TensorV
                const Forced& forced, const TensorView& out, const Tap& tap, ops::OpContext& ctx);
 int64_t scratch_bytes(const MoeConfig& config, int64_t n_tokens, int n_threads);
 
+/// Asks the system to read the experts named in ids [n_tokens, top_k] i32 from the disk, without
+/// waiting. Those of large batches are asked for up to kMostReadAhead bytes.
+inline constexpr int64_t kMostReadAhead = int64_t{1} << 30;
+void read_ahead(const MoeWeights& weights, const TensorView& ids);
+
 }  // namespace moe
 
 }  // namespace exo::model

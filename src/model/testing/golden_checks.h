@@ -181,11 +181,11 @@ inline std::vector<float> prompt_and_decode(Runner& runner, std::span<const int3
 /// split of layers; with activations whose rows don't depend on each other (f32, and the integer
 /// formats) also in any chunks.
 inline void check_same_bits(const std::string& name, const ops::OpTable& table,
-                            const std::string& format, bool fp32) {
+                            const std::string& format, bool fp32, std::optional<DType> cache = {}) {
   const int64_t other_chunk = fp32 || format.starts_with("int") ? 5 : 256;
   const Golden& golden = Golden::of(name);
   const std::vector<int32_t> prompt = golden.i32("p0.input_ids");
-  const Setup setup{.table = &table, .fp32 = fp32, .format = format};
+  const Setup setup{.table = &table, .fp32 = fp32, .format = format, .cache = cache};
   Runner plain(golden, setup);
   const std::vector<float> expected = prompt_and_decode(plain, prompt, 256);
   ASSERT_FALSE(expected.empty());
@@ -227,10 +227,12 @@ inline void check_same_bits(const std::string& name, const ops::OpTable& table,
 
 /// Two sequences in one batch, in all mixtures of forms, equal each alone.
 inline void check_mixed_batch(const std::string& name, const ops::OpTable& table,
-                              const std::string& format, bool fp32) {
+                              const std::string& format, bool fp32,
+                              std::optional<DType> cache = {}) {
   const Golden& golden = Golden::of(name);
   const std::vector<int32_t> p0 = golden.i32("p0.input_ids"), p1 = golden.i32("p1.input_ids");
-  const Setup setup{.table = &table, .fp32 = fp32, .format = format, .shuffle_pages = true};
+  const Setup setup{
+      .table = &table, .fp32 = fp32, .format = format, .cache = cache, .shuffle_pages = true};
   constexpr auto kExpanded = ops::AttentionForm::expanded, kAbsorbed = ops::AttentionForm::absorbed;
   const int32_t n0 = static_cast<int32_t>(p0.size()), n1 = static_cast<int32_t>(p1.size());
   const std::vector<int32_t> generated = {9, 4, 11};
@@ -292,6 +294,24 @@ inline void check_native_model(const std::string& name, const ops::OpTable& tabl
       mean_kl(logits, golden.f32("p0.logits"), static_cast<size_t>(golden.config().vocab_size));
   EXPECT_LE(kl, kNativeKlBound);
   ::testing::Test::RecordProperty("kl_" + name + "_" + table.name, std::to_string(kl));
+}
+
+/// An 8-bit cache under fp32 arithmetic, with the recorded experts as in check_native_model: what
+/// the cache alone costs, as a mean KL divergence from the recorded logits.
+inline void check_kv_cache(const std::string& name, const ops::OpTable& table, DType cache,
+                           double bound) {
+  const Golden& golden = Golden::of(name);
+  const RecordedExperts experts(golden);
+  const std::vector<int32_t> prompt = golden.i32("p0.input_ids");
+  Runner runner(golden, {.table = &table, .cache = cache, .shuffle_pages = true});
+  const Rows rows{.tokens = prompt, .pages = runner.pages()};
+  const std::vector<float> logits = runner.forward({&rows, 1}, nullptr, &experts.forced);
+  const double kl =
+      mean_kl(logits, golden.f32("p0.logits"), static_cast<size_t>(golden.config().vocab_size));
+  EXPECT_LE(kl, bound);
+  EXPECT_GT(kl, 1e-9) << "the cache isn't in 8 bits";
+  ::testing::Test::RecordProperty(std::string("kl_") + std::string(to_string(cache)),
+                                  fmt::format("{:.2e}", kl));
 }
 
 /// FP8 weights rounded to bf16 after scaling (goldens/README.md gives the bounds).

@@ -89,6 +89,7 @@ struct Setup {
   int n_threads = 1;
   bool fp32 = true;
   std::string format;  ///< "": the checkpoint's
+  std::optional<DType> cache = {};
   int64_t max_context_tokens = 256;
   int64_t max_batch_tokens = 256;
   bool shuffle_pages = false;
@@ -118,7 +119,8 @@ class Runner {
                   .max_sequences = 2,
                   .max_logit_rows = setup.max_batch_tokens,
                   .n_threads = setup.n_threads,
-                  .fp32_compute = setup.fp32};
+                  .fp32_compute = setup.fp32,
+                  .cache = setup.cache};
     auto made = make_plan(config, *parse_format(setup.format, config), placement, limits);
     EXPECT_TRUE(made.ok()) << made.status().message();
     plan_ = *std::move(made);
@@ -128,7 +130,7 @@ class Runner {
     auto created = create_state(plan_);
     EXPECT_TRUE(created.ok()) << created.status().message();
     state_ = *std::move(created);
-    // 0xFFFF... is a NaN in f32 and in bf16.
+    // 0xFFFF... is a NaN in f32, bf16 and f8_e4m3, and so are the scales of i8.
     std::memset(state_->page_memory.data(), 0xff,
                 static_cast<size_t>(state_->page_memory.size_bytes()));
     pages_.resize(static_cast<size_t>(plan_.limits.n_pages));

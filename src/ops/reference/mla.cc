@@ -11,10 +11,50 @@ namespace exo::ops::reference {
 namespace {
 
 float entry_element(const LatentPages& pages, const SequenceRows& s, int64_t token, int64_t i) {
-  const std::byte* entry =
-      pages.entry(s.pages[static_cast<size_t>(token / kPageTokens)], token % kPageTokens);
+  const int32_t page = s.pages[static_cast<size_t>(token / kPageTokens)];
+  const std::byte* entry = pages.entry(page, token % kPageTokens);
+  const bool is_rope = i >= pages.kv_lora_rank;
+  if (is_rope && pages.has_codes())
+    return to_f32(
+        reinterpret_cast<const bf16*>(entry + pages.rope_offset())[i - pages.kv_lora_rank]);
+  if (pages.has_codes()) {
+    const float scale = pages.scales(page, token % kPageTokens)[i / kLatentPartCols];
+    return scale * (pages.dtype == DType::i8 ? static_cast<float>(static_cast<int8_t>(entry[i]))
+                                             : to_f32(reinterpret_cast<const f8_e4m3*>(entry)[i]));
+  }
   return pages.dtype == DType::bf16 ? to_f32(reinterpret_cast<const bf16*>(entry)[i])
                                     : reinterpret_cast<const float*>(entry)[i];
+}
+
+// n values as codes of i8 or f8_e4m3; returns their scale.
+float store_codes(const float* x, int64_t n, DType dtype, std::byte* codes) {
+  float largest = 0;
+  bool finite = true;
+  for (int64_t i = 0; i < n; ++i) {
+    finite = finite && std::isfinite(x[i]);
+    largest = std::max(largest, std::fabs(x[i]));
+  }
+  if (!finite || largest < 1e-30f) {
+    std::fill_n(codes, n, std::byte{0});
+    return finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+  }
+  const float top = dtype == DType::i8 ? 127.0f : 448.0f, inverse = top / largest;
+  for (int64_t i = 0; i < n; ++i) {
+    codes[i] = dtype == DType::i8
+                   ? static_cast<std::byte>(static_cast<int8_t>(std::nearbyint(x[i] * inverse)))
+                   : static_cast<std::byte>(to_f8_e4m3(x[i] * inverse).bits);
+  }
+  return largest / top;
+}
+
+void store_values(const float* x, int64_t n, DType dtype, std::byte* to) {
+  for (int64_t i = 0; i < n; ++i) {
+    if (dtype == DType::bf16) {
+      reinterpret_cast<bf16*>(to)[i] = to_bf16(x[i]);
+    } else {
+      reinterpret_cast<float*>(to)[i] = x[i];
+    }
+  }
 }
 
 // A running softmax-weighted sum over pages (the "online softmax" of Milakov & Gimelshein 2018):
@@ -46,18 +86,18 @@ Status store_latent(const StoreLatentArgs& args, OpContext&) {
   const LatentPages& pages = args.pages;
   for (const SequenceRows& s : args.sequences) {
     for (int64_t r = 0; r < s.n_rows; ++r) {
-      const int64_t token = s.n_past + r;
-      std::byte* entry =
-          pages.entry(s.pages[static_cast<size_t>(token / kPageTokens)], token % kPageTokens);
-      for (int64_t i = 0; i < pages.kv_lora_rank + pages.rope_dim; ++i) {
-        const float v = i < pages.kv_lora_rank
-                            ? args.latent.row<float>(s.row_begin + r)[i]
-                            : args.k_rope.row<float>(s.row_begin + r)[i - pages.kv_lora_rank];
-        if (pages.dtype == DType::bf16) {
-          reinterpret_cast<bf16*>(entry)[i] = to_bf16(v);
-        } else {
-          reinterpret_cast<float*>(entry)[i] = v;
-        }
+      const int64_t token = s.n_past + r, slot = token % kPageTokens;
+      const int32_t page = s.pages[static_cast<size_t>(token / kPageTokens)];
+      std::byte* entry = pages.entry(page, slot);
+      const float* latent = args.latent.row<float>(s.row_begin + r);
+      store_values(args.k_rope.row<float>(s.row_begin + r), pages.rope_dim, pages.rope_dtype(),
+                   entry + pages.rope_offset());
+      if (!pages.has_codes()) store_values(latent, pages.kv_lora_rank, pages.dtype, entry);
+      for (int64_t part = 0; part < pages.n_scales(); ++part) {
+        const int64_t first = part * kLatentPartCols;
+        pages.scales(page, slot)[part] =
+            store_codes(latent + first, std::min(kLatentPartCols, pages.kv_lora_rank - first),
+                        pages.dtype, entry + first);
       }
     }
   }
