@@ -131,6 +131,10 @@ inline void widen_f8(const std::byte* codes, __m512* first, __m512* second) {
   *second = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1));
 }
 
+// Codes take longer to widen than to read: asked for two rows ahead, a page takes 6.8 us instead of
+// 7.7. (Pages of bf16 gain nothing by it.)
+constexpr int64_t kCodesAhead = 1152;
+
 // 32 latents of key t from column c on, in bf16; an entry beyond the last key may hold anything.
 template <DType kStored>
 inline __m512i latents(const AbsorbedPagesAmx& task, const AbsorbedPage& p, int64_t t, int64_t c,
@@ -138,6 +142,7 @@ inline __m512i latents(const AbsorbedPagesAmx& task, const AbsorbedPage& p, int6
   if (t >= p.n_keys) return _mm512_setzero_si512();
   const std::byte* from = p.from + t * p.entry_bytes;
   if constexpr (kStored == DType::bf16) return _mm512_loadu_si512(from + 2 * c);
+  if (c % 64 == 0) _mm_prefetch(from + c + kCodesAhead, _MM_HINT_T0);
   const float scale = p.scales[t * task.n_scales + c / kScaleCols];
   __m512 a, b;
   if constexpr (kStored == DType::i8) {
@@ -239,6 +244,7 @@ inline void absorbed_rescale(const AbsorbedState& state, int64_t rank, __m512 ke
   alignas(64) float factor[16];
   _mm512_store_ps(factor, keep);
   for (int64_t h = 0; h < 16; ++h) {
+    if (factor[h] == 1.0f) continue;
     float* row = state.sum + h * state.stride;
     const __m512 f = _mm512_set1_ps(factor[h]);
     for (int64_t i = 0; i < rank; i += 16)
