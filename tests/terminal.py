@@ -166,10 +166,10 @@ class Terminal:
     def type(self, text):
         data = text if isinstance(text, bytes) else text.encode()
         while data:  # the terminal takes a few kilobytes at a time, and only if somebody reads what it shows
-            _, writable, _ = select.select([], [self.fd], [], 0)
+            _, writable, _ = select.select([self.fd], [self.fd], [], 1)
             if writable:
                 data = data[os.write(self.fd, data[:1024]):]
-            self.read_some(0 if writable else 1)
+            self.read_some(0)
 
     def paste(self, text):
         self.type(b"\x1b[200~" + (text if isinstance(text, bytes) else text.encode()) + b"\x1b[201~")
