@@ -19,7 +19,8 @@ def main():
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     for key, name in (("story_loss", "tales"), ("exercise_loss", "exercises"), ("mtp_loss", "MTP, all")):
-        left.plot([int(r["tokens"]) / 1e6 for r in rows], [float(r[key]) for r in rows], label=name)
+        measured = [r for r in rows if float(r[key])]  # MTP has none where no step trained it
+        left.plot([int(r["tokens"]) / 1e6 for r in measured], [float(r[key]) for r in measured], label=name)
     left.set(xlabel="million tokens", ylabel="loss", ylim=(0, 6))
     left.legend()
     checked = [r for r in rows if r[kinds[0]]]

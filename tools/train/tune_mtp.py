@@ -2,10 +2,11 @@
 
     python tune_mtp.py --state state.pt --tokenizer tokenizer.json --corpus FOLDER --out tuned.pt --minutes 5
 
-The rest of the model is frozen. It answers prompts for stories and exercises, greedily and sampled, and MTP is trained on
-these texts with the model's own first choice as target: a draft is accepted when it is just that.
+The rest of the model is frozen. Texts are the training data's and what the model itself answers, greedily and sampled; the
+target is always the model's own first choice: a draft is accepted when it is just that.
 """
 import argparse
+import copy
 import random
 import time
 
@@ -20,15 +21,17 @@ from train import Optimiser
 PROMPTS, ROWS = 64, 16  # answered together; trained on in one step
 
 
-def answered(model, text, data, exercise):
-    """ids [n, t] of prompts with the model's answers, and where in them the answers are."""
-    if exercise:
-        prompts = [data.exercise()[0] for _ in range(PROMPTS)]
-    else:
-        prompts = [data.turn()[0] if data.rng.random() < 0.25 else
-                   [BOS] + text.prompt(stories.story(data.rng)[0]) for _ in range(PROMPTS)]
-    said = generate(model, prompts, 120 if exercise else 260, data.rng.choice([0.0, 0.6]), 0.95)
-    return data.padded([(p, s + [EOS]) for p, s in zip(prompts, said)], 64)
+def texts(model, text, data, turn):
+    """ids [n, t] of prompts with answers, and where in them the answers are. Every fourth batch is exercises, every fourth
+    what the model says itself."""
+    if turn % 4 == 3:
+        return data.padded([data.exercise() for _ in range(PROMPTS)], 64)
+    pairs = [data.turn() for _ in range(PROMPTS)]
+    if turn % 4 == 1:
+        prompts = [[BOS] + text.prompt(stories.story(data.rng)[0]) for _ in pairs]
+        said = generate(model, prompts, 260, data.rng.choice([0.0, 0.6]), 0.95)
+        pairs = [(p, s + [EOS]) for p, s in zip(prompts, said)]
+    return data.padded(pairs, 64)
 
 
 def main():
@@ -54,15 +57,15 @@ def main():
     text = Text(args.tokenizer)
     data = Data(args.corpus, text, seed=random.Random(state["step"]).randrange(10 ** 6))
 
+    plain = copy.deepcopy(model).float()  # generates: in bf16 a CPU compiles kernels for every new length
     began, step, turn = time.time(), 0, 0
     while (spent := (time.time() - began) / 60) < args.minutes:
-        ids, wanted = answered(model, text, data, exercise=turn % 4 == 3)
+        ids, wanted = texts(plain, text, data, turn)
         with torch.no_grad():
             hidden = torch.cat([model.hidden(rows[:, :-1]) for rows in ids.split(ROWS)])
             own = torch.cat([model.logits(h).argmax(-1) for h in hidden.split(ROWS)])
-        turn += 1
         right = count = 0
-        for rows in torch.randperm(len(ids)).split(ROWS) + torch.randperm(len(ids)).split(ROWS):
+        for rows in torch.randperm(len(ids)).split(ROWS):
             state_of = model.mtp_hidden(hidden[rows], ids[rows, 1:])[:, :-1]
             at = wanted[rows, 2:].flatten().nonzero()[:, 0]
             logits, target = model.logits(state_of.flatten(0, 1)[at]).float(), own[rows, 1:].flatten()[at]
@@ -71,7 +74,8 @@ def main():
             optimiser.step(step, min(1.0, step / 20) * max(0.0, 1 - spent / args.minutes))
             right += (logits.argmax(-1) == target).sum().item()
             count += at.numel()
-        print(f"{spent:.1f} min, step {step}, accepted {right / count:.3f}", "exercises" if turn % 4 == 0 else "stories", flush=True)
+        print(f"{spent:.1f} min, step {step}, accepted {right / count:.3f}", ("stories", "its own stories", "stories", "exercises")[turn % 4], flush=True)
+        turn += 1
     state["optimiser"] = optimiser.state()
     torch.save(state, args.out)
 
