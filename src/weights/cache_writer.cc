@@ -158,16 +158,17 @@ Result<std::unique_ptr<CacheWriter>> CacheWriter::create(const std::string& fold
     return std::move(lock).status().with_context(
         "another exo is converting into this folder at the moment");
   }
-  auto impl = std::make_unique<Impl>(Impl{.folder = folder,
-                                          .identity = identity,
-                                          .pool = pool,
-                                          .lock = *std::move(lock),
-                                          .fragments = {},
-                                          .file = {},
-                                          .unit = {},
-                                          .fragment = {},
-                                          .failure = {},
-                                          .hash = {}});
+  // NOLINTNEXTLINE(modernize-make-unique): an aggregate with a reference and a lock
+  std::unique_ptr<Impl> impl(new Impl{.folder = folder,
+                                      .identity = identity,
+                                      .pool = pool,
+                                      .lock = *std::move(lock),
+                                      .fragments = {},
+                                      .file = {},
+                                      .unit = {},
+                                      .fragment = {},
+                                      .failure = {},
+                                      .hash = {}});
   EXO_RETURN_IF_ERROR(impl->take_over());
   return std::unique_ptr<CacheWriter>(new CacheWriter(std::move(impl)));
 }
