@@ -2,7 +2,7 @@
 export PROMPT ?= What is 12 + 30?
 PREFIX ?= /usr/local
 # Of each fuzz target, in seconds.
-FUZZ_SECONDS ?= 30
+FUZZ_SECONDS ?= 20
 
 DEPS := scripts/install_deps.sh
 EXO := build/release/exo
@@ -46,7 +46,7 @@ asan tsan: ## the tests under the address (and undefined) or the thread sanitize
 	cmake --build --preset $@
 	ctest --preset $@
 
-fuzz: ## each libFuzzer target for FUZZ_SECONDS=30
+fuzz: ## each libFuzzer target for FUZZ_SECONDS=20
 	$(DEPS) build fuzz
 	$(call configure,fuzz)
 	cmake --build --preset fuzz
