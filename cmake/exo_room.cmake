@@ -46,6 +46,7 @@ endif()
 
 # What every test runs with. Leaks and the first error of a sanitizer fail a test; a data race does too.
 set(EXO_TEST_ENVIRONMENT "EXO_SHARED=${CMAKE_SOURCE_DIR}/../shared" "ASAN_OPTIONS=detect_leaks=1"
+    "LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp:print_suppressions=0"
     "UBSAN_OPTIONS=print_stacktrace=1" "TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1")
 
 function(exo_room name)
