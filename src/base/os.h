@@ -84,9 +84,7 @@ class MappedFile {
   uint64_t size_bytes() const { return size_bytes_; }
   const std::string& path() const { return path_; }
 
-  enum class Advice { normal, sequential, random, will_need, dont_need, huge_pages, populate };
-  /// The flag that the system gets; -1 where it has none.
-  static int system_flag(Advice advice);
+  enum class Advice { random, will_need, dont_need, populate };
   /// A hint for [offset, offset + n_bytes), widened (dont_need: narrowed) to whole pages; failure
   /// is not an error.
   /// populate: reads everything and maps every page now, in one call instead of a fault for each.

@@ -226,34 +226,6 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(data_, size_bytes_);
 }
 
-int MappedFile::system_flag(Advice advice) {
-  switch (advice) {
-    case Advice::normal:
-      return MADV_NORMAL;
-    case Advice::sequential:
-      return MADV_SEQUENTIAL;
-    case Advice::random:
-      return MADV_RANDOM;
-    case Advice::will_need:
-      return MADV_WILLNEED;
-    case Advice::dont_need:
-      return MADV_DONTNEED;
-    case Advice::huge_pages:
-#ifdef MADV_HUGEPAGE
-      return MADV_HUGEPAGE;
-#else
-      return -1;
-#endif
-    case Advice::populate:
-#ifdef MADV_POPULATE_READ
-      return MADV_POPULATE_READ;
-#else
-      return MADV_WILLNEED;
-#endif
-  }
-  return -1;
-}
-
 void MappedFile::advise(uint64_t offset, uint64_t n_bytes, Advice advice) const {
   if (data_ == nullptr || offset >= size_bytes_) return;
   const uint64_t end = std::min(offset + n_bytes, size_bytes_);
@@ -264,7 +236,13 @@ void MappedFile::advise(uint64_t offset, uint64_t n_bytes, Advice advice) const 
 }
 
 void advise_memory(const std::byte* data, uint64_t n_bytes, MappedFile::Advice advice) {
-  const int flag = MappedFile::system_flag(advice);
+#ifdef MADV_POPULATE_READ
+  constexpr int kPopulate = MADV_POPULATE_READ;
+#else
+  constexpr int kPopulate = MADV_WILLNEED;
+#endif
+  // In the order of Advice.
+  constexpr int kFlags[] = {MADV_RANDOM, MADV_WILLNEED, MADV_DONTNEED, kPopulate};
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
   auto begin = reinterpret_cast<uintptr_t>(data), end = begin + n_bytes;
   if (advice == MappedFile::Advice::dont_need) {
@@ -273,7 +251,8 @@ void advise_memory(const std::byte* data, uint64_t n_bytes, MappedFile::Advice a
   } else {
     begin = begin / page * page;
   }
-  if (flag >= 0 && begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, flag);
+  if (begin < end)
+    ::madvise(reinterpret_cast<void*>(begin), end - begin, kFlags[static_cast<size_t>(advice)]);
 }
 
 void MappedFile::evict() const {

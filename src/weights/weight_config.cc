@@ -394,11 +394,7 @@ void populate(const MappedFile& file, ThreadPool& pool) {
 }  // namespace
 
 void WeightCache::read_all(ThreadPool& pool) const {
-  for (const auto& [name, file] : files_) {
-    // Missing pages come in huge ones; those of smaller ones stay as they are.
-    file.advise(0, file.size_bytes(), MappedFile::Advice::huge_pages);
-    populate(file, pool);
-  }
+  for (const auto& [name, file] : files_) populate(file, pool);
 }
 
 void WeightCache::map_resident(ThreadPool& pool) const {
