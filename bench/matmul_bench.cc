@@ -59,10 +59,10 @@ MachineLimits limits_of(Isa isa, int n_threads) {
     ThreadPool pool(n_threads);
     const MachineLimits l = *measure_limits(pool, isa);
     std::fprintf(stderr,
-                 "limits %s, %d threads: %.1f GB/s, AMX %.2f / %.2f TOPS, VNNI %.2f TOPS, int8 "
-                 "%.2f TOPS, fp32 %.0f GFLOPS\n",
-                 std::string(to_string(isa)).c_str(), n_threads, l.read_gb_per_s, l.amx_int8_tops,
-                 l.amx_bf16_tflops, l.vnni_tops, l.int8_tops, l.fp32_gflops);
+                 "limits %s, %d threads: %.1f GB/s, int8 %.2f TOPS, bf16 %.2f TFLOPS, fp32 %.0f "
+                 "GFLOPS\n",
+                 std::string(to_string(isa)).c_str(), n_threads, l.read_gb_per_s, l.int8_tops,
+                 l.bf16_tflops, l.fp32_gflops);
     it = known.emplace(std::pair{isa, n_threads}, l).first;
   }
   return it->second;
@@ -92,9 +92,7 @@ void linear_bench(benchmark::State& state, Isa isa, WeightFormat format, int64_t
   const double runs = static_cast<double>(state.iterations());
   const double bytes = static_cast<double>(m.list[0].weight_bytes());
   const double ops = 2.0 * static_cast<double>(kOut * kIn * n_rows);
-  const double peak = activation == DType::i8 ? limits.int8_tops
-                      : isa == Isa::amx       ? limits.amx_bf16_tflops
-                                              : limits.fp32_gflops * 1e-3;
+  const double peak = activation == DType::i8 ? limits.int8_tops : limits.bf16_tflops;
   const double limit_s = std::max(bytes / (limits.read_gb_per_s * 1e9), ops / (peak * 1e12));
   using C = benchmark::Counter;
   state.counters["GB/s"] = C(runs * bytes * 1e-9, C::kIsRate);

@@ -132,8 +132,7 @@ engine::BenchLimits bench_limits(const kernels::cpu::MachineLimits& machine) {
   limits.read_bytes = machine.read_gb_per_s * 1e9;
   limits.int8_ops = machine.int8_tops * 1e12;
   limits.f32_ops = machine.fp32_gflops * 1e9;
-  // Without bf16 units its products run at the rate of fp32's.
-  limits.bf16_ops = machine.amx_bf16_tflops > 0 ? machine.amx_bf16_tflops * 1e12 : limits.f32_ops;
+  limits.bf16_ops = machine.bf16_tflops * 1e12;
   return limits;
 }
 
@@ -142,6 +141,8 @@ OrderedJson to_json(const kernels::cpu::MachineLimits& m, int n_threads) {
           {"amx_int8_tops", m.amx_int8_tops},
           {"amx_bf16_tflops", m.amx_bf16_tflops},
           {"vnni_tops", m.vnni_tops},
+          {"int8_tops", m.int8_tops},
+          {"bf16_tflops", m.bf16_tflops},
           {"fp32_gflops", m.fp32_gflops},
           {"n_threads", n_threads},
           {"features", kernels::cpu::describe_features()}};
@@ -195,10 +196,10 @@ std::string line_text(const engine::BenchLine& line) {
 
 std::string machine_text(const kernels::cpu::MachineLimits& m, int n_threads) {
   return fmt::format(
-      "machine: {} thread{}, reads {:.1f} GB/s, int8 {:.2f} TOPS, bf16 {:.2f} TFLOPS (AMX), VNNI "
-      "{:.2f} TOPS, fp32 {:.0f} GFLOPS\n",
-      n_threads, n_threads == 1 ? "" : "s", m.read_gb_per_s, m.int8_tops, m.amx_bf16_tflops,
-      m.vnni_tops, m.fp32_gflops);
+      "machine: {} thread{}, reads {:.1f} GB/s, int8 {:.2f} TOPS, bf16 {:.2f} TFLOPS, fp32 {:.0f} "
+      "GFLOPS (VNNI {:.2f}, AMX {:.2f} TOPS)\n",
+      n_threads, n_threads == 1 ? "" : "s", m.read_gb_per_s, m.int8_tops, m.bf16_tflops,
+      m.fp32_gflops, m.vnni_tops, m.amx_int8_tops);
 }
 
 Result<kernels::cpu::MachineLimits> limits_of(int n_threads, const ModelOptions& options) {

@@ -21,8 +21,8 @@ Status store_latent(Isa isa, const ops::StoreLatentArgs& args, ops::OpContext& c
 Status mla_absorbed(Isa isa, const ops::MlaAbsorbedArgs& args, ops::OpContext& ctx);
 Status mla_expanded(Isa isa, const ops::MlaExpandedArgs& args, ops::OpContext& ctx);
 
-/// The part of mla_expanded that runs on AMX tiles (mla_expanded_tiles.cc), and for what.
+/// The part of mla_expanded that runs on tiles (mla_expanded_tiles.cc), and for what.
 bool expanded_on_tiles(Isa isa, const ops::MlaExpandedArgs& args);
-Status mla_expanded_tiles(const ops::MlaExpandedArgs& args, ops::OpContext& ctx);
+Status mla_expanded_tiles(Isa isa, const ops::MlaExpandedArgs& args, ops::OpContext& ctx);
 
 }  // namespace exo::kernels::cpu

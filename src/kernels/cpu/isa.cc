@@ -110,6 +110,8 @@ std::string_view needed_features(Isa isa) {
       return EXO_AVX2_FEATURES;
     case Isa::avx512:
       return EXO_AVX512_FEATURES;
+    case Isa::avx512bf16:
+      return EXO_AVX512_FEATURES "avx512_bf16 ";
     case Isa::amx:
       return EXO_AVX512_FEATURES "avx512_bf16 amx_tile amx_int8 amx_bf16 ";
     case Isa::neon:
@@ -142,6 +144,8 @@ std::string_view to_string(Isa isa) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx512bf16:
+      return "avx512bf16";
     case Isa::amx:
       return "amx";
     case Isa::neon:
@@ -153,7 +157,7 @@ std::string_view to_string(Isa isa) {
 std::span<const Isa> supported_isas() {
   static const std::vector<Isa> kIsas = [] {
     std::vector<Isa> isas{Isa::reference};
-    for (Isa isa : {Isa::neon, Isa::avx2, Isa::avx512, Isa::amx}) {
+    for (Isa isa : {Isa::neon, Isa::avx2, Isa::avx512, Isa::avx512bf16, Isa::amx}) {
       if (supported(isa)) isas.push_back(isa);
     }
     return isas;

@@ -10,10 +10,17 @@
 
 namespace exo::kernels::cpu {
 
-/// Ascending capability on one architecture. avx512 means F, BW, DQ, VL, VNNI, VBMI and BF16-less
-/// code (Ice Lake on); amx is avx512 with AMX-TILE, AMX-INT8, AMX-BF16 and AVX512-BF16 (Sapphire
-/// Rapids on).
-enum class Isa { reference, avx2, avx512, amx, neon };
+/// Ascending capability on one architecture. avx512 means F, BW, DQ, VL, VNNI, VBMI (Ice Lake on);
+/// avx512bf16 is that with AVX512-BF16 (Zen 4 on); amx adds AMX-TILE, AMX-INT8 and AMX-BF16
+/// (Sapphire Rapids on).
+enum class Isa { reference, avx2, avx512, avx512bf16, amx, neon };
+
+/// Is it avx512, or more than that?
+constexpr bool has_avx512(Isa isa) {
+  return isa == Isa::avx512 || isa == Isa::avx512bf16 || isa == Isa::amx;
+}
+/// Has it products of bf16 pairs, with vectors or tiles?
+constexpr bool has_bf16(Isa isa) { return isa == Isa::avx512bf16 || isa == Isa::amx; }
 
 std::string_view to_string(Isa isa);
 /// "auto" is the best one; an unknown name, or one this machine lacks, is an error that lists those

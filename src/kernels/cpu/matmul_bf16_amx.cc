@@ -56,122 +56,14 @@ struct Fp8 {
   }
 };
 
-// Weights are streamed from memory while few rows are computed: a line is asked for this many bytes
-// before its use.
-constexpr int64_t kPrefetch = 2048;
-
-inline __m512bh as_bf16(__m512i v) { return reinterpret_cast<__m512bh>(v); }
-
-inline __m512bh broadcast_pair(const uint8_t* p) {
-  int32_t v;
-  __builtin_memcpy(&v, p, 4);
-  return as_bf16(_mm512_set1_epi32(v));
-}
-
-template <int R>
-inline __attribute__((always_inline)) void add_line(__m512i line, const uint8_t* x, __m512* acc) {
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-    acc[r] = _mm512_dpbf16_ps(acc[r], as_bf16(line), broadcast_pair(x + r * kLine));
-}
-
-// R rows of one row tile with P panels, `apart` from one another: several streams at once find more
-// of the memory's bandwidth than one.
-template <int R, int P, bool kFp8>
-inline void rows_of_panels(const MatmulTask& task, int64_t panel, int64_t apart) {
-  constexpr int kChains = R == 1 ? 4 : 2;  // whatever P: a panel gives the same bits in any company
-  const PackedMatrix& w = *task.w;
-  const RowTile tile = row_tile(*task.x, task.row_begin);
-  const int64_t cols = kFp8 ? 64 : 32, n_tiles = ceil_of(w.n_in, cols);
-  const int64_t stride = apart * n_tiles * kTile;  // from stream to stream
-  const int64_t n_k_blocks = kFp8 ? ceil_of(w.n_in, w.k_block) : 0;
-  const Fp8Widener widener;
-  const uint8_t* line = tiles_of(w) + panel * n_tiles * kTile;
-  const uint8_t* x = tile.data;
-  __m512 total[P][R], acc[kChains][P][R];
-  for (int p = 0; p < P; ++p) {
-    for (int r = 0; r < R; ++r) {
-      total[p][r] = _mm512_setzero_ps();
-      for (int c = 0; c < kChains; ++c) acc[c][p][r] = _mm512_setzero_ps();
-    }
-  }
-  for (int64_t t = 0; t < n_tiles; ++t) {
-#pragma GCC unroll 16
-    for (int j = 0; j < 16; ++j, line += kLine) {
-#pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) {
-        _mm_prefetch(reinterpret_cast<const char*>(line + p * stride + kPrefetch), _MM_HINT_T0);
-        const __m512i v = _mm512_loadu_si512(line + p * stride);
-        if constexpr (kFp8) {
-          __m512i first, second;
-          widener.widen(v, &first, &second);
-          add_line<R>(first, x + j * 4, acc[j * 2 % kChains][p]);
-          add_line<R>(second, x + tile.step + j * 4, acc[(j * 2 + 1) % kChains][p]);
-        } else {
-          add_line<R>(v, x + j * 4, acc[j % kChains][p]);
-        }
-      }
-    }
-    x += (kFp8 ? 2 : 1) * tile.step;
-    const int64_t end = (t + 1) * cols;
-    if (t + 1 < n_tiles && (!kFp8 || end % w.k_block != 0)) continue;
-    for (int p = 0; p < P; ++p) {
-      const __m512 scale = _mm512_set1_ps(
-          kFp8 ? w.block_scales[(panel + p * apart) * n_k_blocks + (end - 1) / w.k_block] : 1.0f);
-      for (int r = 0; r < R; ++r) {
-        __m512 sum = acc[0][p][r];
-        acc[0][p][r] = _mm512_setzero_ps();
-        for (int c = 1; c < kChains; ++c) {
-          sum = _mm512_add_ps(sum, acc[c][p][r]);
-          acc[c][p][r] = _mm512_setzero_ps();
-        }
-        total[p][r] = _mm512_fmadd_ps(sum, scale, total[p][r]);
-      }
-    }
-  }
-  for (int p = 0; p < P; ++p) {
-    const int64_t at = panel + p * apart;
-    const __mmask16 mask = output_mask(w, at);
-    for (int r = 0; r < R; ++r) {
-      float* out = task.out + r * task.out_stride + (at - task.panel_begin) * kPanelRows;
-      if (task.accumulate)
-        total[p][r] = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), total[p][r]);
-      _mm512_mask_storeu_ps(out, mask, total[p][r]);
-    }
-  }
-}
-
-template <int R, bool kFp8>
-void rows_of_tile(const MatmulTask& task) {
-  const int64_t half = stream_panels(task.n_panels);
-  const int64_t end = task.panel_begin + task.n_panels;
-  int64_t panel = task.panel_begin;
-  if (task.n_panels >= 2) {
-    for (; panel < task.panel_begin + half; ++panel) {
-      if (panel + 1 == task.panel_begin + half)
-        prefetch_streams(task.next, ceil_of(task.w->n_in, kFp8 ? 64 : 32) * kTile, kPrefetch);
-      rows_of_panels<R, 2, kFp8>(task, panel, half);
-    }
-    panel += half;
-  }
-  if (panel < end) rows_of_panels<R, 1, kFp8>(task, panel, 1);
-}
-
-template <bool kFp8>
-void few_rows(const MatmulTask& task) {
-  static constexpr void (*kFew[kAmxRows - 1])(const MatmulTask&) = {
-      rows_of_tile<1, kFp8>, rows_of_tile<2, kFp8>, rows_of_tile<3, kFp8>, rows_of_tile<4, kFp8>};
-  kFew[task.n_rows - 1](task);
-}
-
 }  // namespace
 
 void matmul_bf16_bf16_amx(const MatmulTask& task) {
-  if (task.n_rows < kAmxRows) return few_rows<false>(task);
+  if (task.n_rows < kAmxRows) return matmul_bf16_bf16_avx512bf16(task);
   amx_product<Bf16>(task);
 }
 void matmul_bf16_fp8_amx(const MatmulTask& task) {
-  if (task.n_rows < kAmxRows) return few_rows<true>(task);
+  if (task.n_rows < kAmxRows) return matmul_bf16_fp8_avx512bf16(task);
   amx_product<Fp8>(task);
 }
 

@@ -31,7 +31,7 @@ struct Int4 {
            block.tile / 2 * kInt4Tile;
   }
   static void unpack_half(const uint8_t* tile, int half, uint8_t* to) {
-    unpack_int4_half(tile, half, to);
+    unpack_int4_half<false>(tile, half, to);
   }
 };
 

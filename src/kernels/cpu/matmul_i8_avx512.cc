@@ -7,6 +7,7 @@
 
 #include <type_traits>
 
+#include "kernels/cpu/matmul_blocks_avx512.h"
 #include "kernels/cpu/matmul_layout.h"
 #include "kernels/cpu/matmul_x86.h"
 #include "kernels/cpu/unpack_int4_avx512.h"
@@ -205,112 +206,60 @@ void few_rows(const MatmulTask& task, int64_t row) {
 }
 
 template <bool kInt4>
-void rows_by_eight(const MatmulTask& task) {
+void up_to_eight_rows(const MatmulTask& task) {
   static constexpr void (*kFew[])(const MatmulTask&, int64_t) = {
       few_rows<1, kInt4>, few_rows<2, kInt4>, few_rows<3, kInt4>, few_rows<4, kInt4>,
       few_rows<5, kInt4>, few_rows<6, kInt4>, few_rows<7, kInt4>, few_rows<8, kInt4>};
-  for (int64_t r = 0; r < task.n_rows; r += 8)
-    kFew[min_of(8, task.n_rows - r) - 1](task, task.row_begin + r);
+  kFew[task.n_rows - 1](task, task.row_begin);
 }
 
-// -- many rows: two panels share each broadcast ---------------------------------------------------
+// -- many rows ------------------------------------------------------------------------------------
 
-constexpr int64_t kManyRows = 16;              // from here on
-constexpr int64_t kUnpackedBytes = 384 << 10;  // of the scratch, for a panel pair of int4
+constexpr int64_t kManyRows = 9;  // from here on
 
-// 8 rows with two panels of int8 tiles.
-inline void int8_panel_pair(const uint8_t* x, int64_t step, const uint8_t* w0, const uint8_t* w1,
-                            int64_t n_tiles, const int32_t* correction, __m512i (*sums)[2]) {
-  constexpr int kR = 8;
-  const __m512i flip = _mm512_set1_epi8(-128);
-  __m512i a[kR], b[kR];
-  for (int r = 0; r < kR; ++r) a[r] = b[r] = _mm512_set1_epi32(correction[r]);
-  for (int64_t t = 0; t < n_tiles; ++t, w0 += kTile, w1 += kTile, x += step) {
-#pragma GCC unroll 4
-    for (int line = 0; line < 16; ++line) {
-      const __m512i p = _mm512_xor_si512(_mm512_loadu_si512(w0 + line * kLine), flip);
-      const __m512i q = _mm512_xor_si512(_mm512_loadu_si512(w1 + line * kLine), flip);
-#pragma GCC unroll 8
-      for (int r = 0; r < kR; ++r) {
-        const __m512i v = broadcast4(x + r * kLine + line * 4);
-        a[r] = _mm512_dpbusd_epi32(a[r], p, v);
-        b[r] = _mm512_dpbusd_epi32(b[r], q, v);
-      }
-    }
+// Both formats as unsigned bytes w + 128, whose surplus is 128 times the sum of the activations.
+struct Unsigned {
+  static constexpr bool kInteger = true, kUnpacked = true, kScaled = false;
+  static int64_t block_tiles(const PackedMatrix&) { return kBlockTiles; }
+  static int32_t start(const PackedRows& x, int64_t row) {
+    const int32_t* group_sums = group_sums_of(x, row);
+    int32_t sum = 0;
+    for (int64_t g = 0; g < ceil_of(x.n_cols, kInt4GroupCols); ++g) sum += group_sums[g];
+    return -128 * sum;
   }
-  for (int r = 0; r < kR; ++r) {
-    sums[r][0] = a[r];
-    sums[r][1] = b[r];
+  static inline __attribute__((always_inline)) __m512i dot(__m512i sum, __m512i weights,
+                                                           __m512i x) {
+    return _mm512_dpbusd_epi32(sum, weights, x);
   }
-}
+};
 
-// All whole blocks of 8 rows with a panel pair.
-inline void many_rows_of_pair(const MatmulTask& task, int64_t panel, int64_t n_panels,
-                              const uint8_t* w0, const uint8_t* w1, int64_t n_tiles,
-                              const int32_t* corrections) {
-  const PackedMatrix& w = *task.w;
-  for (int64_t r = 0; r + 8 <= task.n_rows; r += 8) {
-    const int64_t row = task.row_begin + r;
-    const RowTile tile = row_tile(*task.x, row - row % 16);
-    __m512i sums[8][2];
-    int8_panel_pair(tile.data + row % 16 * kLine, tile.step, w0, w1, n_tiles, corrections + r,
-                    sums);
-    for (int64_t p = 0; p < n_panels; ++p) {
-      const __m512 row_scales = _mm512_loadu_ps(w.row_scales + (panel + p) * kPanelRows);
-      float* out = task.out + r * task.out_stride + (panel + p - task.panel_begin) * kPanelRows;
-      for (int i = 0; i < 8; ++i)
-        store_row(out + i * task.out_stride, sums[i][p], task.x->scales[row + i], row_scales,
-                  output_mask(w, panel + p), task.accumulate);
-    }
+struct Int8 : Unsigned {
+  static constexpr int64_t kSourceCols = 64, kSourceBytes = kTile, kTilesPerSource = 1;
+  static void unpack(const uint8_t* tile, uint8_t* to) {
+    const __m512i flip = _mm512_set1_epi8(-128);
+    for (int64_t i = 0; i < kTile; i += kLine)
+      _mm512_store_si512(to + i, _mm512_xor_si512(_mm512_loadu_si512(tile + i), flip));
   }
-}
+};
 
-// All panels of the task with its whole blocks of 8 rows; int4 unpacked to int8 a panel pair at a
-// time. The rest of the rows as few rows.
-template <bool kInt4>
-void many_rows(const MatmulTask& task) {
-  const PackedMatrix& w = *task.w;
-  const int64_t n_tiles = kInt4 ? ceil_of(w.n_in, 128) * 2 : ceil_of(w.n_in, 64);
-  const int64_t stride = kInt4 ? n_tiles / 2 * kInt4Tile : n_tiles * kTile;
-  constexpr int64_t kMostRows = (kMatmulScratchBytes - kUnpackedBytes) / 4;
-  auto* unpacked = reinterpret_cast<uint8_t*>(task.scratch);
-  auto* corrections = reinterpret_cast<int32_t*>(unpacked + kUnpackedBytes);
-  const int64_t whole = task.n_rows / 8 * 8;
-  if (task.n_rows < kManyRows || whole > kMostRows ||
-      (kInt4 && 2 * n_tiles * kTile > kUnpackedBytes))
-    return rows_by_eight<kInt4>(task);
-  for (int64_t r = 0; r < whole; ++r) {
-    const int64_t row = task.row_begin + r;
-    const RowTile tile = row_tile(*task.x, row - row % 16);
-    corrections[r] = -128 * row_sum(tile.data + row % 16 * kLine, tile.step, n_tiles);
+struct Int4 : Unsigned {
+  static constexpr int64_t kSourceCols = 128, kSourceBytes = kInt4Tile, kTilesPerSource = 2;
+  static void unpack(const uint8_t* tile, uint8_t* to) {
+    unpack_int4_half<true>(tile, 0, to);
+    unpack_int4_half<true>(tile, 1, to);
   }
-  for (int64_t p = 0; p < task.n_panels; p += 2) {
-    const int64_t panel = task.panel_begin + p, n_panels = min_of(2, task.n_panels - p);
-    const uint8_t* w0 = tiles_of(w) + panel * stride;
-    const uint8_t* w1 = w0 + (n_panels - 1) * stride;
-    if (kInt4) {
-      for (int64_t j = 0; j < n_panels; ++j) {
-        for (int64_t half = 0; half < n_tiles; ++half)
-          unpack_int4_half((j == 0 ? w0 : w1) + half / 2 * kInt4Tile, static_cast<int>(half % 2),
-                           unpacked + (j * n_tiles + half / 2 * 2) * kTile);
-      }
-      w0 = unpacked;
-      w1 = unpacked + (n_panels - 1) * n_tiles * kTile;
-    }
-    many_rows_of_pair(task, panel, n_panels, w0, w1, n_tiles, corrections);
-  }
-  if (whole == task.n_rows) return;
-  // A tail begins within a row tile, which few_rows takes by the row.
-  static constexpr void (*kTail[])(const MatmulTask&, int64_t) = {
-      few_rows<1, kInt4>, few_rows<2, kInt4>, few_rows<3, kInt4>, few_rows<4, kInt4>,
-      few_rows<5, kInt4>, few_rows<6, kInt4>, few_rows<7, kInt4>};
-  kTail[task.n_rows - whole - 1](task, task.row_begin + whole);
-}
+};
 
 }  // namespace
 
-void matmul_i8_int8_avx512(const MatmulTask& task) { many_rows<false>(task); }
-void matmul_i8_int4_avx512(const MatmulTask& task) { many_rows<true>(task); }
+void matmul_i8_int8_avx512(const MatmulTask& task) {
+  if (task.n_rows < kManyRows) return up_to_eight_rows<false>(task);
+  many_rows<Int8>(task);
+}
+void matmul_i8_int4_avx512(const MatmulTask& task) {
+  if (task.n_rows < kManyRows) return up_to_eight_rows<true>(task);
+  many_rows<Int4>(task);
+}
 
 }  // namespace exo::kernels::cpu
 #endif

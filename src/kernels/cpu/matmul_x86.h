@@ -20,6 +20,9 @@ void matmul_i8_int4_avx512(const MatmulTask& task);
 void matmul_bf16_bf16_avx512(const MatmulTask& task);
 void matmul_bf16_fp8_avx512(const MatmulTask& task);
 
+void matmul_bf16_bf16_avx512bf16(const MatmulTask& task);
+void matmul_bf16_fp8_avx512bf16(const MatmulTask& task);
+
 void matmul_i8_int8_amx(const MatmulTask& task);
 void matmul_i8_int4_amx(const MatmulTask& task);
 void matmul_bf16_bf16_amx(const MatmulTask& task);

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "kernels/cpu/attention_amx.h"
+#include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/bodies.h"
 #include "kernels/cpu/latent.h"
 #include "kernels/cpu/schedule.h"
@@ -16,7 +16,7 @@
 namespace exo::kernels::cpu {
 namespace {
 
-static_assert(ops::kPageTokens == 64 && ops::kLatentPartCols == 128);  // attention_amx.cc
+static_assert(ops::kPageTokens == 64 && ops::kLatentPartCols == 128);  // attention_*_avx512.h
 
 constexpr int64_t kHeads = 16;          // of a block
 constexpr int64_t kMostRanges = 8;      // of a row's pages
@@ -46,10 +46,10 @@ struct State {
 struct Body {
   const ops::MlaAbsorbedArgs& args;
   const VectorKernels& v;
+  const TileAttention* tiles = nullptr;  // where pages of 16 and 8 bits go on tiles
   int64_t rank, rank_padded, entry, entry_padded, n_blocks;
   int64_t group = 1, n_groups = 1;  // blocks of heads of a task, and how many such a row has
   int64_t state_bytes = 0;
-  bool tiles = false;       // pages of 16 and 8 bits on AMX
   int64_t page_bytes = 0;   // a page in f32, or the tiles' scratch
   int64_t query_bytes = 0;  // of a block
   std::byte* thread_memory = nullptr;
@@ -64,10 +64,11 @@ struct Body {
         entry_padded(align_up(entry, 16)),
         n_blocks(ceil_div(a.out.dim(1), kHeads)),
         state_bytes(State::bytes(rank_padded)) {
-    tiles = isa == Isa::amx && a.pages.dtype != DType::f32 && absorbed_fits_amx(entry, rank);
-    page_bytes =
-        tiles ? absorbed_scratch_bytes_amx(entry, rank) : ops::kPageTokens * entry_padded * 4;
-    query_bytes = tiles ? absorbed_query_bytes_amx(entry) : kHeads * entry_padded * 4;
+    if (a.pages.dtype != DType::f32 && absorbed_fits_tiles(entry, rank))
+      tiles = tile_attention(isa);
+    page_bytes = tiles != nullptr ? absorbed_scratch_bytes(entry, rank)
+                                  : ops::kPageTokens * entry_padded * 4;
+    query_bytes = tiles != nullptr ? absorbed_query_bytes(entry) : kHeads * entry_padded * 4;
   }
 
   // Tasks of so many blocks that there are at least `wanted` of them, if there can be.
@@ -129,7 +130,7 @@ struct Body {
   void load_queries(const Unit& u, const ThreadMemory& m) const {
     for (int64_t block = 0; block < u.n_blocks; ++block) {
       std::byte* to = m.queries + block * query_bytes;
-      float* q = tiles ? m.q : reinterpret_cast<float*>(to);
+      float* q = tiles != nullptr ? m.q : reinterpret_cast<float*>(to);
       const int64_t first = (u.block + block) * kHeads, n = heads_of(u, block);
       for (int64_t h = 0; h < n; ++h) {
         float* row = q + h * entry_padded;
@@ -140,9 +141,7 @@ struct Body {
         std::fill(row + entry, row + entry_padded, 0.0f);
       }
       std::fill(q + n * entry_padded, q + kHeads * entry_padded, 0.0f);
-#if defined(__x86_64__)
-      if (tiles) absorbed_query_amx(q, entry_padded, entry, to);
-#endif
+      if (tiles != nullptr) tiles->absorbed_query(q, entry_padded, entry, to);
     }
   }
 
@@ -154,11 +153,10 @@ struct Body {
     }
   }
 
-  void run_pages_amx(const Unit& u, int64_t begin, int64_t end, const ThreadMemory& m,
+  void run_pages_on_tiles(const Unit& u, int64_t begin, int64_t end, const ThreadMemory& m,
                      std::byte* states) const {
-#if defined(__x86_64__)
     const ops::LatentPages& pages = args.pages;
-    absorbed_pages_amx(
+    tiles->absorbed_pages(
         {.stored = pages.dtype,
          .data = pages.data,
          .page_bytes = pages.page_bytes(),
@@ -179,7 +177,6 @@ struct Body {
          .state_bytes = state_bytes,
          .sum_stride = rank_padded,
          .scratch = m.page});
-#endif
   }
 
   // The pages of one range into `states` [u.n_blocks]. m.queries holds the unit's queries.
@@ -191,7 +188,7 @@ struct Body {
       std::fill_n(s.sum, kHeads * rank_padded, 0.0f);
       std::fill_n(s.softmax, kHeads, SoftmaxState{-std::numeric_limits<float>::infinity(), 0.0f});
     }
-    if (tiles) return run_pages_amx(u, range * per_range, end, m, states);
+    if (tiles != nullptr) return run_pages_on_tiles(u, range * per_range, end, m, states);
     auto* latents = reinterpret_cast<float*>(m.page);
     for (int64_t page = range * per_range; page < end; ++page) {
       const int64_t n = std::min(ops::kPageTokens, u.position + 1 - page * ops::kPageTokens);
@@ -238,7 +235,7 @@ struct Body {
       const State s = state(states, block);
       float* out = args.out.row<float>(u.row) + (u.block * kHeads + i) * args.out.stride(1);
       const float* sum = s.sum + h * rank_padded;
-      if (tiles) {
+      if (tiles != nullptr) {
         // Groups of four columns as 16-bit interleaving within 128-bit lanes left them.
         for (int64_t c = 0; c < rank; c += 8)
           for (int64_t half = 0; half < 2; ++half)

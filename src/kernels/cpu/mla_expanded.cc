@@ -176,7 +176,7 @@ struct Cut {
 Status mla_expanded(Isa isa, const ops::MlaExpandedArgs& args, ops::OpContext& ctx) {
   // Somebody looks at every probability: the body that has them.
   if (!args.probs.empty()) return ops::reference_table().mla_expanded(args, ctx);
-  if (expanded_on_tiles(isa, args)) return mla_expanded_tiles(args, ctx);
+  if (expanded_on_tiles(isa, args)) return mla_expanded_tiles(isa, args, ctx);
   ArenaScope scope(*ctx.arena);
   Body body(isa, args);
   const int n_threads = ctx.pool->n_threads();

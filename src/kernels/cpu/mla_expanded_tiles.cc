@@ -1,11 +1,11 @@
-/// Expanded attention on AMX tiles, for bf16 and integer activations. A block of up to 32 pages is
+/// Expanded attention on tiles (AMX or bf16 vectors), for bf16 and integer activations. A block of up to 32 pages is
 /// expanded to keys and values in tiles once, for up to 16 heads, several pages in one product;
 /// then each task, a head and a block of query rows, runs over the block's pages in order, its
 /// queries and sums in the second-level cache. A row's arithmetic depends on its position alone.
 #include <algorithm>
 #include <limits>
 
-#include "kernels/cpu/attention_amx.h"
+#include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/bodies.h"
 #include "kernels/cpu/latent.h"
 #include "kernels/cpu/matmul.h"
@@ -13,8 +13,6 @@
 #include "ops/checks.h"
 
 namespace exo::kernels::cpu {
-
-#if defined(__x86_64__)
 
 namespace {
 
@@ -25,12 +23,13 @@ constexpr int64_t kGroupHeads = 16;
 constexpr int64_t kExpandPages = 4;  // in one product
 constexpr int64_t kMostRows = 512;   // of a task
 constexpr int64_t kFewestRows = 64;
-constexpr int64_t kSpareRows = 31;  // expanded_rows_amx goes by 32
+constexpr int64_t kSpareRows = 31;  // expanded_rows goes by 32
 constexpr int64_t kRowsAtOnce = 4;  // what the vector kernels compute together
 
 struct Body {
   const ops::MlaExpandedArgs& args;
   const VectorKernels& v;
+  const TileAttention& on;
   MatmulKernel kernel_k, kernel_v;
   int64_t rank, rope, nope, value, entry_padded, nope_padded, value_padded;
   int64_t n_heads, tile_bytes, query_row_bytes;
@@ -45,11 +44,12 @@ struct Body {
   std::byte* thread_memory = nullptr;
   int64_t thread_bytes = 0;
 
-  explicit Body(const ops::MlaExpandedArgs& a)
+  Body(Isa isa, const ops::MlaExpandedArgs& a)
       : args(a),
-        v(vector_kernels(Isa::amx)),
-        kernel_k(find_matmul(Isa::amx, a.activation, a.w_k[0].format)),
-        kernel_v(find_matmul(Isa::amx, a.activation, a.w_v[0].format)),
+        v(vector_kernels(isa)),
+        on(*tile_attention(isa)),
+        kernel_k(find_matmul(isa, a.activation, a.w_k[0].format)),
+        kernel_v(find_matmul(isa, a.activation, a.w_v[0].format)),
         rank(a.pages.kv_lora_rank),
         rope(a.pages.rope_dim),
         nope(a.q.dim(2) - rope),
@@ -58,15 +58,15 @@ struct Body {
         nope_padded(align_up(nope, 16)),
         value_padded(align_up(value, 16)),
         n_heads(a.q.dim(1)),
-        tile_bytes(expanded_tile_bytes_amx(nope + rope, value)),
-        query_row_bytes(query_row_bytes_amx(nope + rope)) {
+        tile_bytes(expanded_tile_bytes(nope + rope, value)),
+        query_row_bytes(exo::kernels::cpu::query_row_bytes(nope + rope)) {
     for (const ops::SequenceRows& s : a.sequences)
       softmax_rows = std::max<int64_t>(softmax_rows, s.n_rows);
     const int64_t rows = std::min(softmax_rows, kMostRows) + kSpareRows;
     thread_bytes = kMatmulScratchBytes +
                    kExpandPages * kPageTokens * (nope_padded + value_padded) * 4 +
                    align_up(entry_padded * 4) + (nope + rope) * kPageTokens * 4 +
-                   expanded_scratch_bytes_amx(nope + rope) + rows * query_row_bytes +
+                   expanded_scratch_bytes(nope + rope) + rows * query_row_bytes +
                    align_up(rows * value * 4);
   }
 
@@ -93,7 +93,7 @@ struct Body {
     float* v;        // [kExpandPages * 64, value_padded]
     float* entry;    // [entry_padded]
     float* k_t;      // [nope + rope, 64]
-    std::byte* amx;  // expanded_scratch_bytes_amx
+    std::byte* attention;  // expanded_scratch_bytes
     std::byte* queries;
     float* sums;  // [rows, value]
   };
@@ -105,8 +105,8 @@ struct Body {
     m.entry = m.v + kExpandPages * kPageTokens * value_padded;
     m.k_t = reinterpret_cast<float*>(reinterpret_cast<std::byte*>(m.entry) +
                                      align_up(entry_padded * 4));
-    m.amx = reinterpret_cast<std::byte*>(m.k_t + (nope + rope) * kPageTokens);
-    m.queries = m.amx + expanded_scratch_bytes_amx(nope + rope);
+    m.attention = reinterpret_cast<std::byte*>(m.k_t + (nope + rope) * kPageTokens);
+    m.queries = m.attention + expanded_scratch_bytes(nope + rope);
     m.sums = reinterpret_cast<float*>(m.queries + (std::min(softmax_rows, kMostRows) + kSpareRows) *
                                                       query_row_bytes);
     return m;
@@ -167,7 +167,7 @@ struct Body {
     for (int64_t p = page; p < end; ++p) {
       const int64_t row = (p - page) * kPageTokens;
       finite[p * kGroupHeads + head_in_group] =
-          expanded_page_amx({.k = m.k + row * nope_padded,
+          on.expanded_page({.k = m.k + row * nope_padded,
                              .k_stride = nope_padded,
                              .nope = nope,
                              .k_rope = k_rope + p * kPageTokens * rope,
@@ -177,7 +177,7 @@ struct Body {
                              .v_stride = value_padded,
                              .value = value,
                              .n_keys = b.tokens_of(p)},
-                            tiles_of(p, head_in_group), m.amx);
+                            tiles_of(p, head_in_group), m.attention);
     }
   }
 
@@ -194,7 +194,7 @@ struct Body {
     const int64_t position = b.sequence->n_past + r.row;  // of the first row
     const int64_t page_begin = (b.first + page) * kPageTokens;
     const int64_t i = std::max<int64_t>(0, page_begin - position);
-    expanded_rows_amx({.q = m.queries + i * query_row_bytes,
+    on.expanded_rows({.q = m.queries + i * query_row_bytes,
                        .n_rows = r.n_rows - i,
                        .qk = nope + rope,
                        .value = value,
@@ -202,7 +202,7 @@ struct Body {
                        .scale = args.softmax_scale,
                        .softmax = softmax_of(r) + i,
                        .sums = m.sums + i * value},
-                      tiles_of(page, r.head_in_group), m.amx);
+                      tiles_of(page, r.head_in_group), m.attention);
   }
 
   // A page with values that aren't finite: 0 times them isn't 0, so that every row takes only what
@@ -237,7 +237,7 @@ struct Body {
     const auto out = [&](int64_t i) {
       return args.out.row<float>(b.sequence->row_begin + r.row + i) + head * args.out.stride(1);
     };
-    expanded_queries_amx(args.q.row<float>(b.sequence->row_begin + r.row) + head * args.q.stride(1),
+    on.expanded_queries(args.q.row<float>(b.sequence->row_begin + r.row) + head * args.q.stride(1),
                          args.q.stride(0), r.n_rows, nope + rope, m.queries);
     if (b.first == 0) {
       std::fill_n(m.sums, r.n_rows * value, 0.0f);
@@ -285,13 +285,13 @@ struct Body {
 }  // namespace
 
 bool expanded_on_tiles(Isa isa, const ops::MlaExpandedArgs& args) {
-  return isa == Isa::amx && args.activation != DType::f32 &&
-         expanded_fits_amx(args.q.dim(2), args.out.dim(2));
+  return has_bf16(isa) && args.activation != DType::f32 &&
+         expanded_fits_tiles(args.q.dim(2), args.out.dim(2));
 }
 
-Status mla_expanded_tiles(const ops::MlaExpandedArgs& args, ops::OpContext& ctx) {
+Status mla_expanded_tiles(Isa isa, const ops::MlaExpandedArgs& args, ops::OpContext& ctx) {
   ArenaScope scope(*ctx.arena);
-  Body body(args);
+  Body body(isa, args);
   EXO_RETURN_IF_ERROR(body.take(ctx.pool->n_threads(), *ctx.arena));
   for (const ops::SequenceRows& s : args.sequences) {
     if (s.form != ops::AttentionForm::expanded || s.n_rows == 0) continue;
@@ -309,14 +309,5 @@ Status mla_expanded_tiles(const ops::MlaExpandedArgs& args, ops::OpContext& ctx)
   }
   return ok_status();
 }
-
-#else
-
-bool expanded_on_tiles(Isa, const ops::MlaExpandedArgs&) { return false; }
-Status mla_expanded_tiles(const ops::MlaExpandedArgs&, ops::OpContext&) {
-  return internal_error("mla_expanded_tiles: this processor has no tiles");
-}
-
-#endif
 
 }  // namespace exo::kernels::cpu

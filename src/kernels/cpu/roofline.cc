@@ -48,7 +48,7 @@ using ReadLoop = uint64_t (*)(const std::byte* data, int64_t n_bytes);
 
 ReadLoop read_loop([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512 || isa == Isa::amx) return read_avx512;
+  if (has_avx512(isa)) return read_avx512;
   if (isa == Isa::avx2) return read_avx2;
 #endif
   return read_words;
@@ -116,16 +116,18 @@ Result<MachineLimits> measure_limits(ThreadPool& pool, Isa isa) {
   MachineLimits limits;
   EXO_ASSIGN_OR_RETURN(limits.read_gb_per_s, read_gb_per_s(pool, read_loop(isa)));
 #if defined(__x86_64__)
-  const bool avx512 = isa == Isa::avx512 || isa == Isa::amx;
   if (isa == Isa::amx) {
     limits.amx_int8_tops = loop_ops_per_s(pool, int8_loop_amx) * 1e-12;
     limits.amx_bf16_tflops = loop_ops_per_s(pool, bf16_loop_amx) * 1e-12;
     limits.int8_tops = limits.amx_int8_tops;
+    limits.bf16_tflops = limits.amx_bf16_tflops;
   }
-  if (avx512) {
+  if (isa == Isa::avx512bf16)
+    limits.bf16_tflops = loop_ops_per_s(pool, bf16_loop_avx512bf16) * 1e-12;
+  if (has_avx512(isa)) {
     limits.vnni_tops = loop_ops_per_s(pool, vnni_loop_avx512) * 1e-12;
     limits.fp32_gflops = loop_ops_per_s(pool, fp32_loop_avx512) * 1e-9;
-    if (isa == Isa::avx512) limits.int8_tops = limits.vnni_tops;
+    if (isa != Isa::amx) limits.int8_tops = limits.vnni_tops;
   }
   if (isa == Isa::avx2) {
     limits.fp32_gflops = loop_ops_per_s(pool, fp32_loop_avx2) * 1e-9;
@@ -134,6 +136,8 @@ Result<MachineLimits> measure_limits(ThreadPool& pool, Isa isa) {
 #elif defined(__aarch64__)
   if (isa == Isa::neon) limits.fp32_gflops = loop_ops_per_s(pool, fp32_loop_neon) * 1e-9;
 #endif
+  // Without units for bf16, its products run at the rate of fp32's.
+  if (!has_bf16(isa)) limits.bf16_tflops = limits.fp32_gflops * 1e-3;
   return limits;
 }
 

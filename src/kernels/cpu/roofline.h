@@ -16,6 +16,7 @@ struct MachineLimits {
   double amx_bf16_tflops = 0;  ///< of TDPBF16PS
   double vnni_tops = 0;        ///< of VPDPBUSD on 512 bits
   double int8_tops = 0;        ///< the best way of int8 products on this instruction set
+  double bf16_tflops = 0;      ///< the same of bf16 products
   double fp32_gflops = 0;      ///< 10^9 operations of fused multiply-adds
 };
 

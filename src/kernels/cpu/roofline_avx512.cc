@@ -1,6 +1,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include "kernels/cpu/roofline_chains.h"
 #include "kernels/cpu/roofline_loops.h"
 
 namespace exo::kernels::cpu {
@@ -27,21 +28,6 @@ uint64_t read_avx512(const std::byte* data, int64_t n_bytes) {
   return all;
 }
 
-// In assembly: compilers keep an array of sums in memory as soon as it is hidden from them. 16
-// chains cover the latency of 4 to 5 cycles on two units.
-#define EXO_CHAINS(op)                                                       \
-  op " %%zmm30, %%zmm31, %%zmm0\n\t" op " %%zmm30, %%zmm31, %%zmm1\n\t" op   \
-     " %%zmm30, %%zmm31, %%zmm2\n\t" op " %%zmm30, %%zmm31, %%zmm3\n\t" op   \
-     " %%zmm30, %%zmm31, %%zmm4\n\t" op " %%zmm30, %%zmm31, %%zmm5\n\t" op   \
-     " %%zmm30, %%zmm31, %%zmm6\n\t" op " %%zmm30, %%zmm31, %%zmm7\n\t" op   \
-     " %%zmm30, %%zmm31, %%zmm8\n\t" op " %%zmm30, %%zmm31, %%zmm9\n\t" op   \
-     " %%zmm30, %%zmm31, %%zmm10\n\t" op " %%zmm30, %%zmm31, %%zmm11\n\t" op \
-     " %%zmm30, %%zmm31, %%zmm12\n\t" op " %%zmm30, %%zmm31, %%zmm13\n\t" op \
-     " %%zmm30, %%zmm31, %%zmm14\n\t" op " %%zmm30, %%zmm31, %%zmm15\n\t"
-#define EXO_CLOBBERS                                                                       \
-  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", \
-      "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm30", "xmm31"
-
 double fp32_loop_avx512(int64_t n) {
   asm volatile("vpxord %%zmm30, %%zmm30, %%zmm30\n\tvpxord %%zmm31, %%zmm31, %%zmm31" ::
                    : "xmm30", "xmm31");
@@ -53,9 +39,6 @@ double vnni_loop_avx512(int64_t n) {
   for (int64_t i = 0; i < n; ++i) asm volatile(EXO_CHAINS("vpdpbusd")::: EXO_CLOBBERS);
   return 16 * 64 * 2;
 }
-
-#undef EXO_CHAINS
-#undef EXO_CLOBBERS
 
 }  // namespace exo::kernels::cpu
 #endif

@@ -17,6 +17,7 @@ double fp32_loop_avx2(int64_t n);
 double int8_loop_avx2(int64_t n);
 double fp32_loop_avx512(int64_t n);
 double vnni_loop_avx512(int64_t n);
+double bf16_loop_avx512bf16(int64_t n);
 double int8_loop_amx(int64_t n);
 double bf16_loop_amx(int64_t n);
 

@@ -42,6 +42,8 @@ const ops::OpTable& table(Isa isa) {
       return table_of<Isa::avx2>("avx2");
     case Isa::avx512:
       return table_of<Isa::avx512>("avx512");
+    case Isa::avx512bf16:
+      return table_of<Isa::avx512bf16>("avx512bf16");
     case Isa::amx:
       return table_of<Isa::amx>("amx");
     case Isa::neon:

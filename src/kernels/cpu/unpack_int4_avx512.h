@@ -1,4 +1,4 @@
-/// int4 tiles to int8 tiles, m * (q - 8). Include only from files compiled for AVX-512 BW (see
+/// int4 tiles to int8 tiles, m * (q - 8), or that + 128 as unsigned bytes. Include only from files compiled for AVX-512 BW (see
 /// matmul_layout.h about linkage).
 #pragma once
 
@@ -16,6 +16,7 @@ struct Multiplier {
   __m512i flip, size, offset;
 };
 
+template <bool kUnsigned>
 inline Multiplier multiplier(const uint8_t* m) {
   alignas(64) static constexpr uint8_t kSpread[16] = {0, 0, 0, 0, 4,  4,  4,  4,
                                                       8, 8, 8, 8, 12, 12, 12, 12};
@@ -26,13 +27,17 @@ inline Multiplier multiplier(const uint8_t* m) {
   const __m512i spread =
       _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kSpread)));
   return {_mm512_and_si512(negative, _mm512_set1_epi8(15)),
-          _mm512_or_si512(size, _mm512_slli_epi32(size, 16)), _mm512_shuffle_epi8(offset, spread)};
+          _mm512_or_si512(size, _mm512_slli_epi32(size, 16)),
+          _mm512_xor_si512(_mm512_shuffle_epi8(offset, spread),
+                           _mm512_set1_epi8(kUnsigned ? -128 : 0))};
 }
 
 // Lines 8 * half .. of a tile, to the same lines of two int8 tiles.
+template <bool kUnsigned>
 inline void unpack_int4_half(const uint8_t* tile, int half, uint8_t* to) {
   constexpr int kAndXor = 0x78;  // (a & b) ^ c in the order (c, a, b)
-  const Multiplier low = multiplier(tile + 16 * half), high = multiplier(tile + 32 + 16 * half);
+  const Multiplier low = multiplier<kUnsigned>(tile + 16 * half);
+  const Multiplier high = multiplier<kUnsigned>(tile + 32 + 16 * half);
   const __m512i nibble = _mm512_set1_epi8(15), high_nibble = _mm512_set1_epi8(-16);
   // The high nibbles stay where they are: (16 * q * size << 12) >> 16 is q * size.
   const __m512i high_flip = _mm512_slli_epi16(high.flip, 4);

@@ -1,7 +1,8 @@
-/// The inner loops of both attentions on AMX bf16 tiles, for bf16 activations and caches: what a
-/// page of 64 keys adds to the running sums of 16 heads of one row (absorbed) or of 16 rows of one
-/// head (expanded). Scores and sums are f32, weights bf16; each row's or head's arithmetic depends
-/// on nothing beside it.
+/// The inner loops of both attentions on bf16 tiles, for bf16 activations and caches: what a page
+/// of 64 keys adds to the running sums of 16 heads of one row (absorbed) or of 16 rows of one head
+/// (expanded). Scores and sums are f32, weights bf16; each row's or head's arithmetic depends on
+/// nothing beside it. The tiles are multiplied by AMX (attention_amx.cc) or by vectors of bf16 pairs
+/// (attention_avx512bf16.cc); the rest is theirs together (attention_*_avx512.h).
 #pragma once
 
 #include <algorithm>
@@ -16,21 +17,18 @@ namespace exo::kernels::cpu {
 // -- absorbed: one row, its heads in blocks of 16 ------------------------------------------------
 
 /// Can these sizes run on tiles? (values of an entry, of its latent part)
-constexpr bool absorbed_fits_amx(int64_t entry, int64_t rank) {
+constexpr bool absorbed_fits_tiles(int64_t entry, int64_t rank) {
   return entry % 32 == 0 && rank % 64 == 0 && entry >= 96;
 }
 /// Bytes of the queries of 16 heads in tiles; 64-aligned.
-constexpr int64_t absorbed_query_bytes_amx(int64_t entry) { return entry * 32; }
-/// Bytes of the scratch of absorbed_pages_amx; 64-aligned.
-constexpr int64_t absorbed_scratch_bytes_amx(int64_t entry, int64_t rank) {
+constexpr int64_t absorbed_query_bytes(int64_t entry) { return entry * 32; }
+/// Bytes of the scratch of absorbed_pages; 64-aligned.
+constexpr int64_t absorbed_scratch_bytes(int64_t entry, int64_t rank) {
   return 6144 + rank * 128 + entry * 128;
 }
 
-/// Queries to bf16 tiles. q: [16, q_stride] f32, zeros where there is no head.
-void absorbed_query_amx(const float* q, int64_t q_stride, int64_t entry, std::byte* tiles);
-
 /// Pages of one row, in order, each brought into tiles once for all blocks of heads.
-struct AbsorbedPagesAmx {
+struct AbsorbedPages {
   // ops::LatentPages as plain numbers: see matmul_layout.h about linkage.
   DType stored = DType::bf16;  ///< bf16, i8 or f8_e4m3 (no code of it NaN)
   const std::byte* data = nullptr;
@@ -42,7 +40,7 @@ struct AbsorbedPagesAmx {
   int64_t n_last_keys = 0;  ///< entries of the last page, from its first; all of the others
   float scale = 1;
   int64_t n_blocks = 1;
-  const std::byte* queries = nullptr;  ///< [n_blocks] of query_bytes (absorbed_query_bytes_amx)
+  const std::byte* queries = nullptr;  ///< [n_blocks] of query_bytes (absorbed_query_bytes)
   int64_t query_bytes = 0;
   /// [n_blocks] of state_bytes: sums [16, sum_stride] f32, and behind them SoftmaxState [16].
   /// Within 32 columns the places 4g .. 4g + 3 of a sum hold the columns 8g .. 8g + 3, the places
@@ -53,29 +51,23 @@ struct AbsorbedPagesAmx {
   int64_t sum_stride = 0;
   std::byte* scratch = nullptr;
 };
-void absorbed_pages_amx(const AbsorbedPagesAmx& task);
-
 // -- expanded: rows of one head ----------------------------------------------------------------
 
-constexpr bool expanded_fits_amx(int64_t qk, int64_t value) {
+constexpr bool expanded_fits_tiles(int64_t qk, int64_t value) {
   return qk <= 1024 && value <= 1024 && value % 16 == 0;
 }
 /// Bytes of a page's keys and values in tiles; 64-aligned.
-constexpr int64_t expanded_tile_bytes_amx(int64_t qk, int64_t value) {
+constexpr int64_t expanded_tile_bytes(int64_t qk, int64_t value) {
   return (qk + 31) / 32 * 4096 + value * 128;
 }
 /// Bytes of the scratch of the page's and the rows' functions; 64-aligned.
-constexpr int64_t expanded_scratch_bytes_amx(int64_t qk) {
+constexpr int64_t expanded_scratch_bytes(int64_t qk) {
   return std::max<int64_t>((qk + 31) / 32 * 4096, 2 * 8192 + 4096);
 }
 /// A row of queries in bf16, padded with zeros.
-constexpr int64_t query_row_bytes_amx(int64_t qk) { return (qk + 31) / 32 * 64; }
+constexpr int64_t query_row_bytes(int64_t qk) { return (qk + 31) / 32 * 64; }
 
-/// q [n_rows, q_stride] f32 to rows of query_row_bytes_amx.
-void expanded_queries_amx(const float* q, int64_t q_stride, int64_t n_rows, int64_t qk,
-                          std::byte* out);
-
-struct ExpandedPageAmx {
+struct ExpandedPage {
   const float* k = nullptr;  ///< [n_keys, k_stride]: nope values
   int64_t k_stride = 0, nope = 0;
   const float* k_rope = nullptr;  ///< [n_keys, rope_stride]: rope values
@@ -84,11 +76,7 @@ struct ExpandedPageAmx {
   int64_t v_stride = 0, value = 0;
   int64_t n_keys = 0;
 };
-/// Brings a page's keys and values into tiles. False when one of them isn't finite: then 0 times it
-/// would not be 0, and the page must go another way.
-bool expanded_page_amx(const ExpandedPageAmx& page, std::byte* tiles, std::byte* scratch);
-
-struct ExpandedRowsAmx {
+struct ExpandedRows {
   const std::byte* q = nullptr;  ///< rows, a multiple of 32 (whatever they hold from n_rows on)
   int64_t n_rows = 0;
   int64_t qk = 0, value = 0;
@@ -98,7 +86,27 @@ struct ExpandedRowsAmx {
   SoftmaxState* softmax = nullptr;  ///< [n_rows]
   float* sums = nullptr;  ///< rows of `value`, a multiple of 32; what is behind n_rows may change
 };
-/// Rows against the tiles of a page.
-void expanded_rows_amx(const ExpandedRowsAmx& rows, const std::byte* tiles, std::byte* scratch);
+
+// -- on an instruction set ---------------------------------------------------------------------
+
+struct TileAttention {
+  /// Queries to bf16 tiles. q: [16, q_stride] f32, zeros where there is no head.
+  void (*absorbed_query)(const float* q, int64_t q_stride, int64_t entry, std::byte* tiles);
+  void (*absorbed_pages)(const AbsorbedPages& task);
+  /// q [n_rows, q_stride] f32 to rows of query_row_bytes.
+  void (*expanded_queries)(const float* q, int64_t q_stride, int64_t n_rows, int64_t qk,
+                           std::byte* out);
+  /// Brings a page's keys and values into tiles. False when one of them isn't finite: then 0 times
+  /// it would not be 0, and the page must go another way.
+  bool (*expanded_page)(const ExpandedPage& page, std::byte* tiles, std::byte* scratch);
+  /// Rows against the tiles of a page.
+  void (*expanded_rows)(const ExpandedRows& rows, const std::byte* tiles, std::byte* scratch);
+};
+
+TileAttention attention_avx512bf16();
+TileAttention attention_amx();
+
+/// Of an instruction set with bf16 products (has_bf16), else null.
+const TileAttention* tile_attention(Isa isa);
 
 }  // namespace exo::kernels::cpu

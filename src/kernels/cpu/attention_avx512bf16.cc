@@ -1,0 +1,139 @@
+/// The tile products of both attentions with vectors of bf16 pairs (AVX512-BF16), for processors
+/// without AMX: 16 sums in registers, 4 rows by 4 vectors where the right operand is wide enough.
+#if defined(__x86_64__)
+#include "kernels/cpu/attention_absorbed_avx512.h"
+#include "kernels/cpu/attention_expanded_avx512.h"
+
+namespace exo::kernels::cpu {
+namespace {
+
+inline __m512bh line_at(const std::byte* p) {
+  return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
+}
+// Two bf16 values of a row in every lane.
+inline __m512bh pair_at(const std::byte* p) {
+  int32_t v;
+  __builtin_memcpy(&v, p, 4);
+  return reinterpret_cast<__m512bh>(_mm512_set1_epi32(v));
+}
+
+// sums[r][j] += the pairs of 4 rows (row_bytes apart) with one tile of 16 lines and the three
+// tiles_apart behind it (kVectors of them).
+template <int kVectors>
+inline __attribute__((always_inline)) void add_tile(const std::byte* rows, int64_t row_bytes,
+                                                    const std::byte* tile, int64_t tiles_apart,
+                                                    __m512 (*sums)[kVectors]) {
+#pragma GCC unroll 2
+  for (int line = 0; line < 16; ++line) {
+    __m512bh right[kVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) right[j] = line_at(tile + j * tiles_apart + line * 64);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      const __m512bh left = pair_at(rows + r * row_bytes + line * 4);
+#pragma GCC unroll 4
+      for (int j = 0; j < kVectors; ++j) sums[r][j] = _mm512_dpbf16_ps(sums[r][j], left, right[j]);
+    }
+  }
+}
+
+// sums [4 rows, 16 * kVectors columns] += weights [4, 64 keys] * values; weights in two halves.
+template <int kVectors>
+inline void add_to_sums(const std::byte* weights, int64_t row_bytes, int64_t weights_half,
+                        const std::byte* values, int64_t values_half, float* sums,
+                        int64_t stride) {
+  __m512 acc[4][kVectors];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) acc[r][j] = _mm512_loadu_ps(sums + r * stride + 16 * j);
+  }
+  add_tile<kVectors>(weights, row_bytes, values, kTileBytes, acc);
+  add_tile<kVectors>(weights + weights_half, row_bytes, values + values_half, kTileBytes, acc);
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) _mm512_storeu_ps(sums + r * stride + 16 * j, acc[r][j]);
+  }
+}
+
+struct AbsorbedVectors {
+  static void begin() {}
+  static void end() {}
+
+  // A vector is 16 heads; 16 keys at a time.
+  static void scores(const std::byte* keys, int64_t key_bytes, int64_t entry,
+                     const std::byte* queries, float* out) {
+    for (int64_t t = 0; t < kPageKeys; t += 16) {
+      const std::byte* key = keys + t * key_bytes;
+      __m512 acc[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) acc[i] = _mm512_setzero_ps();
+      for (int64_t line = 0; line < entry / 2; ++line) {
+        const __m512bh heads = line_at(queries + line * 64);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i)
+          acc[i] = _mm512_dpbf16_ps(acc[i], heads, pair_at(key + i * key_bytes + line * 4));
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) _mm512_storeu_ps(out + (t + i) * 16, acc[i]);
+    }
+  }
+
+  static void add_values(const std::byte* weights, const std::byte* values, int64_t half_bytes,
+                         float* sum, int64_t stride_bytes) {
+    for (int64_t h = 0; h < 16; h += 4)
+      add_to_sums<4>(weights + h * 64, 64, kTileBytes, values, half_bytes,
+                     sum + h * (stride_bytes / 4), stride_bytes / 4);
+  }
+};
+
+struct ExpandedVectors {
+  static constexpr bool kSteps = false;
+  static void begin() {}
+  static void end() {}
+  static void scores_step(const std::byte*, const ExpandedTiles&, int64_t, float*) {}
+
+  static void scores(const std::byte* q, const ExpandedTiles& tiles, float* scores) {
+    const int64_t row_bytes = tiles.steps * 64;
+    for (int64_t r = 0; r < 32; r += 4, q += 4 * row_bytes, scores += 4 * kPageKeys) {
+      __m512 acc[4][4];
+      for (auto& row : acc) {
+        for (__m512& v : row) v = _mm512_setzero_ps();
+      }
+      for (int64_t j = 0; j < tiles.steps; ++j)
+        add_tile<4>(q + j * 64, row_bytes, tiles.keys + j * 4 * kTileBytes, kTileBytes, acc);
+      for (int i = 0; i < 4; ++i) {
+        for (int j = 0; j < 4; ++j) _mm512_storeu_ps(scores + i * kPageKeys + 16 * j, acc[i][j]);
+      }
+    }
+  }
+
+  static void add_values(const std::byte* weights, const ExpandedTiles& tiles, int64_t value,
+                         float* sums) {
+    const int64_t half_bytes = value / 16 * kTileBytes;
+    for (int64_t c = 0; c < value; c += 64) {
+      const int64_t left = value - c;
+      const std::byte* values = tiles.values + c / 16 * kTileBytes;
+      const auto add = left >= 64   ? add_to_sums<4>
+                       : left >= 48 ? add_to_sums<3>
+                       : left >= 32 ? add_to_sums<2>
+                                    : add_to_sums<1>;
+      for (int64_t r = 0; r < 32; r += 4)
+        add(weights + r * 128, 128, 64, values, half_bytes, sums + r * value + c, value);
+    }
+  }
+};
+
+}  // namespace
+
+TileAttention attention_avx512bf16() {
+  return {.absorbed_query = absorbed_query,
+          .absorbed_pages = absorbed_pages<AbsorbedVectors>,
+          .expanded_queries = expanded_queries,
+          .expanded_page = expanded_page,
+          .expanded_rows = expanded_rows<ExpandedVectors>};
+}
+
+}  // namespace exo::kernels::cpu
+#endif
