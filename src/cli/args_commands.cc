@@ -40,7 +40,8 @@ void add_model_options(CLI::App& command, ModelOptions& model, unsigned takes) {
       ->check(CLI::IsMember({"bf16", "int8", "fp8", "fp32"}));
   command.add_option("--chunk", model.chunk, "prompt tokens of one forward; 0: all at once")
       ->check(whole_number(0));
-  command.add_option("--isa", model.isa, "reference, avx2, avx512, avx512bf16, amx, neon (default: the best)");
+  command.add_option("--isa", model.isa,
+                     "reference, avx2, avx512, avx512bf16, amx, neon (default: the best)");
   if ((takes & kThreadList) == 0)
     command.add_option("--threads", model.threads, "threads (default: all this process may use)")
         ->check(CLI::Range(0, 4096));

@@ -1,6 +1,7 @@
 /// Absorbed attention on tiles (attention_tiles.h), with the products of `Products`:
 ///   begin(), end()       around everything
-///   scores(keys, key_bytes, entry, queries, out)     out[t, h], unscaled: 64 keys by 16 heads
+///   scores(keys, key_bytes, entry, queries, ahead, out)   out[t, h], unscaled: 64 keys by 16
+///                        heads; the bytes at `ahead` may be asked for meanwhile
 ///   add_values(weights, values, half_bytes, sum, stride_bytes)
 ///                        sum [16 heads, 64 columns] += weights [16, 64 keys] * values
 /// Include only from files compiled for AVX-512 with BF16 (see matmul_layout.h about linkage).
@@ -169,9 +170,10 @@ inline void absorbed_query(const float* q, int64_t q_stride, int64_t entry, std:
 }
 
 // Reading a page and computing with it are apart on purpose. Bringing it into tiles reads in order,
-// at what one core can read (17 GB/s here), and leaves it in the L2 cache. Interleaving the next
-// page's reads with this one's tile instructions, or asking for its lines ahead of time (T0, T1, at
-// several distances and rates), took as long or longer: 7.6 to 12 us a page against 7.6.
+// at what one core can read, and leaves it in the L2 cache. On AMX, interleaving the next page's
+// reads with this one's tile instructions, or asking for its lines ahead of time (T0, T1, at
+// several distances and rates), took as long or longer: 7.6 to 12 us a page against 7.6. Vectors
+// leave the memory time: asking ahead takes 10% off.
 template <class Products, DType kStored>
 void absorbed_pages_of(const AbsorbedPages& task) {
   const int64_t rank = task.rank, entry = task.entry, half_bytes = rank / 16 * kTileBytes;
@@ -186,12 +188,14 @@ void absorbed_pages_of(const AbsorbedPages& task) {
                             .keys = kCodes ? s.rows : from,
                             .key_bytes = kCodes ? entry * 2 : task.entry_bytes,
                             .n_keys = i + 1 < task.n_pages ? kPageKeys : task.n_last_keys};
+    const std::byte* next =
+        task.data + task.numbers[i + 1 < task.n_pages ? i + 1 : i] * task.page_bytes;
     for (int64_t pair = 0; pair < 32; ++pair) prepare_pair<kStored>(task, page, pair, s);
     for (int64_t block = 0; block < task.n_blocks; ++block) {
       auto* sum = reinterpret_cast<float*>(task.states + block * task.state_bytes);
       const AbsorbedState state{sum, sum + 16 * task.sum_stride, task.sum_stride};
       Products::scores(page.keys, page.key_bytes, entry, task.queries + block * task.query_bytes,
-                       s.scores);
+                       next, s.scores);
       absorbed_rescale(state, rank, absorbed_softmax(state.softmax, task.scale, page.n_keys, s));
       for (int64_t c = 0; c < rank; c += 64)
         Products::add_values(s.weights, s.values + c / 16 * kTileBytes, half_bytes, state.sum + c,

@@ -15,9 +15,9 @@ struct AbsorbedTiles {
   static void begin() { configure_tiles(); }
   static void end() { _tile_release(); }
 
-  // Keys are the left operand.
+  // Keys are the left operand. Nothing is asked for ahead: see absorbed_pages_of.
   static void scores(const std::byte* keys, int64_t key_bytes, int64_t entry,
-                     const std::byte* queries, float* out) {
+                     const std::byte* queries, const std::byte*, float* out) {
     const int64_t rows16 = 16 * key_bytes;
     stores_before_tiles();
     _tile_zero(0);
@@ -113,8 +113,8 @@ struct ExpandedTileProducts {
 
   // sums [32 rows, 32 or 16 columns] += weights [32, 64 keys] * values.
   template <bool kTwo>
-  static inline void add_columns(const std::byte* weights, const std::byte* values, int64_t half_bytes,
-                         float* sums, int64_t stride) {
+  static inline void add_columns(const std::byte* weights, const std::byte* values,
+                                 int64_t half_bytes, float* sums, int64_t stride) {
     float* lower = sums + 16 * (stride / 4);
     _tile_loadd(0, sums, stride);
     if (kTwo) _tile_loadd(1, sums + 16, stride);

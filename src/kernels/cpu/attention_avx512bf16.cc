@@ -40,8 +40,7 @@ inline __attribute__((always_inline)) void add_tile(const std::byte* rows, int64
 // sums [4 rows, 16 * kVectors columns] += weights [4, 64 keys] * values; weights in two halves.
 template <int kVectors>
 inline void add_to_sums(const std::byte* weights, int64_t row_bytes, int64_t weights_half,
-                        const std::byte* values, int64_t values_half, float* sums,
-                        int64_t stride) {
+                        const std::byte* values, int64_t values_half, float* sums, int64_t stride) {
   __m512 acc[4][kVectors];
 #pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) {
@@ -61,19 +60,29 @@ struct AbsorbedVectors {
   static void begin() {}
   static void end() {}
 
-  // A vector is 16 heads; 16 keys at a time.
+  // A vector is 16 heads; 16 keys at a time, whose rows are reached from every fourth.
   static void scores(const std::byte* keys, int64_t key_bytes, int64_t entry,
-                     const std::byte* queries, float* out) {
+                     const std::byte* queries, const std::byte* ahead, float* out) {
+    const int64_t three = 3 * key_bytes;
     for (int64_t t = 0; t < kPageKeys; t += 16) {
-      const std::byte* key = keys + t * key_bytes;
+      const std::byte* fourth[4];
+      for (int64_t i = 0; i < 4; ++i) fourth[i] = keys + (t + 4 * i) * key_bytes;
       __m512 acc[16];
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) acc[i] = _mm512_setzero_ps();
       for (int64_t line = 0; line < entry / 2; ++line) {
         const __m512bh heads = line_at(queries + line * 64);
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i)
-          acc[i] = _mm512_dpbf16_ps(acc[i], heads, pair_at(key + i * key_bytes + line * 4));
+        _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
+        ahead += 64;
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          acc[4 * i] = _mm512_dpbf16_ps(acc[4 * i], heads, pair_at(fourth[i]));
+          acc[4 * i + 1] = _mm512_dpbf16_ps(acc[4 * i + 1], heads, pair_at(fourth[i] + key_bytes));
+          acc[4 * i + 2] =
+              _mm512_dpbf16_ps(acc[4 * i + 2], heads, pair_at(fourth[i] + 2 * key_bytes));
+          acc[4 * i + 3] = _mm512_dpbf16_ps(acc[4 * i + 3], heads, pair_at(fourth[i] + three));
+          fourth[i] += 4;
+        }
       }
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) _mm512_storeu_ps(out + (t + i) * 16, acc[i]);

@@ -201,7 +201,7 @@ inline void scale_row(float* row, float factor, int64_t n) {
 }
 
 inline void expanded_queries(const float* q, int64_t q_stride, int64_t n_rows, int64_t qk,
-                          std::byte* out) {
+                             std::byte* out) {
   for (int64_t i = 0; i < n_rows; ++i, q += q_stride) {
     for (int64_t k = 0; k < qk; k += 32, out += 64)
       _mm512_storeu_si512(out,
@@ -255,8 +255,9 @@ void expanded_rows(const ExpandedRows& rows, const std::byte* tiles, std::byte* 
   Products::scores(rows.q, t, s.scores[0]);
   for (int64_t first = 0; first < rows.n_rows; first += 32) {
     const int64_t group = first / 32;
-    NextScores<Products> next{first + 32 < rows.n_rows ? rows.q + (first + 32) * t.steps * 64 : nullptr, t,
-                    s.scores[1 - group % 2]};
+    NextScores<Products> next{
+        first + 32 < rows.n_rows ? rows.q + (first + 32) * t.steps * 64 : nullptr, t,
+        s.scores[1 - group % 2]};
     for (int64_t part = 0; part < 32; part += 16) {
       const int64_t left = rows.n_rows - first - part;
       const ExpandedGroup g{first + part, left < 16 ? left : 16, rows.n_keys + first + part};

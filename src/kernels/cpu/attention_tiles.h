@@ -1,8 +1,8 @@
 /// The inner loops of both attentions on bf16 tiles, for bf16 activations and caches: what a page
 /// of 64 keys adds to the running sums of 16 heads of one row (absorbed) or of 16 rows of one head
 /// (expanded). Scores and sums are f32, weights bf16; each row's or head's arithmetic depends on
-/// nothing beside it. The tiles are multiplied by AMX (attention_amx.cc) or by vectors of bf16 pairs
-/// (attention_avx512bf16.cc); the rest is theirs together (attention_*_avx512.h).
+/// nothing beside it. The tiles are multiplied by AMX (attention_amx.cc) or by vectors of bf16
+/// pairs (attention_avx512bf16.cc); the rest is theirs together (attention_*_avx512.h).
 #pragma once
 
 #include <algorithm>

@@ -38,7 +38,8 @@ inline __attribute__((always_inline)) void add_line(__m512i line, const uint8_t*
 // of the memory's bandwidth than one.
 template <int R, int P, bool kFp8>
 inline void rows_of_panels(const MatmulTask& task, int64_t panel, int64_t apart) {
-  constexpr int kChains = R == 1 && !kFp8 ? 4 : 2;  // whatever P: a panel gives the same bits in any company
+  constexpr int kChains =
+      R == 1 && !kFp8 ? 4 : 2;  // whatever P: a panel gives the same bits in any company
   const PackedMatrix& w = *task.w;
   const RowTile tile = row_tile(*task.x, task.row_begin);
   const int64_t cols = kFp8 ? 64 : 32, n_tiles = ceil_of(w.n_in, cols);

@@ -83,8 +83,7 @@ void multiply_rows(const uint8_t* x, int64_t step, const uint8_t* w, int64_t w_a
     for (int line = 0; line < 16; ++line) {
       __m512i weights[P];
 #pragma GCC unroll 2
-      for (int p = 0; p < P; ++p)
-        weights[p] = _mm512_loadu_si512(w + p * w_apart + line * kLine);
+      for (int p = 0; p < P; ++p) weights[p] = _mm512_loadu_si512(w + p * w_apart + line * kLine);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         int32_t four;
@@ -191,8 +190,7 @@ class BlockPass {
     }
     float scales[2] = {1, 1};
     if constexpr (Format::kScaled) {
-      for (int64_t p = 0; p < b.n_panels; ++p)
-        scales[p] = Format::scale(w_, b.panel + p, b.tile);
+      for (int64_t p = 0; p < b.n_panels; ++p) scales[p] = Format::scale(w_, b.panel + p, b.tile);
     }
     Ahead ahead = ahead_of(b, ceil_of(n_rows_, 8) * b.n_tiles);
     for (int64_t r = 0; r < n_rows_; r += 16) {
@@ -203,8 +201,8 @@ class BlockPass {
       for (int64_t i = 0; i < n; i += size) {
         const int64_t rows = min_of(size, n - i);
         const auto multiply = b.n_panels == 2 ? multiply_any<Format, 2> : multiply_any<Format, 1>;
-        multiply(rows, x + i * kLine, tile.step, w, apart, b.n_tiles, sums_of(sums_, r + i),
-                 scales, b.tile == 0, starts_ + r + i, ahead);
+        multiply(rows, x + i * kLine, tile.step, w, apart, b.n_tiles, sums_of(sums_, r + i), scales,
+                 b.tile == 0, starts_ + r + i, ahead);
       }
     }
   }

@@ -154,7 +154,7 @@ struct Body {
   }
 
   void run_pages_on_tiles(const Unit& u, int64_t begin, int64_t end, const ThreadMemory& m,
-                     std::byte* states) const {
+                          std::byte* states) const {
     const ops::LatentPages& pages = args.pages;
     tiles->absorbed_pages(
         {.stored = pages.dtype,

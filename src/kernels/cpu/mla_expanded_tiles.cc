@@ -1,7 +1,8 @@
-/// Expanded attention on tiles (AMX or bf16 vectors), for bf16 and integer activations. A block of up to 32 pages is
-/// expanded to keys and values in tiles once, for up to 16 heads, several pages in one product;
-/// then each task, a head and a block of query rows, runs over the block's pages in order, its
-/// queries and sums in the second-level cache. A row's arithmetic depends on its position alone.
+/// Expanded attention on tiles (AMX or bf16 vectors), for bf16 and integer activations. A block of
+/// up to 32 pages is expanded to keys and values in tiles once, for up to 16 heads, several pages
+/// in one product; then each task, a head and a block of query rows, runs over the block's pages in
+/// order, its queries and sums in the second-level cache. A row's arithmetic depends on its
+/// position alone.
 #include <algorithm>
 #include <limits>
 
@@ -63,11 +64,10 @@ struct Body {
     for (const ops::SequenceRows& s : a.sequences)
       softmax_rows = std::max<int64_t>(softmax_rows, s.n_rows);
     const int64_t rows = std::min(softmax_rows, kMostRows) + kSpareRows;
-    thread_bytes = kMatmulScratchBytes +
-                   kExpandPages * kPageTokens * (nope_padded + value_padded) * 4 +
-                   align_up(entry_padded * 4) + (nope + rope) * kPageTokens * 4 +
-                   expanded_scratch_bytes(nope + rope) + rows * query_row_bytes +
-                   align_up(rows * value * 4);
+    thread_bytes =
+        kMatmulScratchBytes + kExpandPages * kPageTokens * (nope_padded + value_padded) * 4 +
+        align_up(entry_padded * 4) + (nope + rope) * kPageTokens * 4 +
+        expanded_scratch_bytes(nope + rope) + rows * query_row_bytes + align_up(rows * value * 4);
   }
 
   Status take(int n_threads, Arena& arena) {
@@ -89,10 +89,10 @@ struct Body {
 
   struct ThreadMemory {
     std::byte* matmul;
-    float* k;        // [kExpandPages * 64, nope_padded]
-    float* v;        // [kExpandPages * 64, value_padded]
-    float* entry;    // [entry_padded]
-    float* k_t;      // [nope + rope, 64]
+    float* k;              // [kExpandPages * 64, nope_padded]
+    float* v;              // [kExpandPages * 64, value_padded]
+    float* entry;          // [entry_padded]
+    float* k_t;            // [nope + rope, 64]
     std::byte* attention;  // expanded_scratch_bytes
     std::byte* queries;
     float* sums;  // [rows, value]
@@ -168,16 +168,16 @@ struct Body {
       const int64_t row = (p - page) * kPageTokens;
       finite[p * kGroupHeads + head_in_group] =
           on.expanded_page({.k = m.k + row * nope_padded,
-                             .k_stride = nope_padded,
-                             .nope = nope,
-                             .k_rope = k_rope + p * kPageTokens * rope,
-                             .rope_stride = rope,
-                             .rope = rope,
-                             .v = m.v + row * value_padded,
-                             .v_stride = value_padded,
-                             .value = value,
-                             .n_keys = b.tokens_of(p)},
-                            tiles_of(p, head_in_group), m.attention);
+                            .k_stride = nope_padded,
+                            .nope = nope,
+                            .k_rope = k_rope + p * kPageTokens * rope,
+                            .rope_stride = rope,
+                            .rope = rope,
+                            .v = m.v + row * value_padded,
+                            .v_stride = value_padded,
+                            .value = value,
+                            .n_keys = b.tokens_of(p)},
+                           tiles_of(p, head_in_group), m.attention);
     }
   }
 
@@ -195,14 +195,14 @@ struct Body {
     const int64_t page_begin = (b.first + page) * kPageTokens;
     const int64_t i = std::max<int64_t>(0, page_begin - position);
     on.expanded_rows({.q = m.queries + i * query_row_bytes,
-                       .n_rows = r.n_rows - i,
-                       .qk = nope + rope,
-                       .value = value,
-                       .n_keys = position + i + 1 - page_begin,
-                       .scale = args.softmax_scale,
-                       .softmax = softmax_of(r) + i,
-                       .sums = m.sums + i * value},
-                      tiles_of(page, r.head_in_group), m.attention);
+                      .n_rows = r.n_rows - i,
+                      .qk = nope + rope,
+                      .value = value,
+                      .n_keys = position + i + 1 - page_begin,
+                      .scale = args.softmax_scale,
+                      .softmax = softmax_of(r) + i,
+                      .sums = m.sums + i * value},
+                     tiles_of(page, r.head_in_group), m.attention);
   }
 
   // A page with values that aren't finite: 0 times them isn't 0, so that every row takes only what
@@ -238,7 +238,7 @@ struct Body {
       return args.out.row<float>(b.sequence->row_begin + r.row + i) + head * args.out.stride(1);
     };
     on.expanded_queries(args.q.row<float>(b.sequence->row_begin + r.row) + head * args.q.stride(1),
-                         args.q.stride(0), r.n_rows, nope + rope, m.queries);
+                        args.q.stride(0), r.n_rows, nope + rope, m.queries);
     if (b.first == 0) {
       std::fill_n(m.sums, r.n_rows * value, 0.0f);
       std::fill_n(softmax_of(r), r.n_rows,

@@ -170,7 +170,8 @@ TEST_P(Mla, ExpandedEqualsReferenceWhateverTheChunksAndThreads) {
         SCOPED_TRACE(std::string(to_string(isa)) + " " + std::string(to_string(activation)));
         const auto whole = e.run(table(isa), 0, n, 1);
         // bf16 products attend with bf16 keys, values and weights unless everything is f32.
-        const bool rounded = activation == DType::bf16 || (has_bf16(isa) && activation != DType::f32);
+        const bool rounded =
+            activation == DType::bf16 || (has_bf16(isa) && activation != DType::f32);
         EXPECT_LT(difference(whole, expected), rounded ? 1e-2 : 2e-6);
         EXPECT_EQ(e.run(table(isa), 0, n, 2), whole);
         EXPECT_EQ(e.run(table(isa), 0, n, 7), whole);
