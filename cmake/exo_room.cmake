@@ -106,10 +106,11 @@ function(exo_isa_flags)
     return()
   endif()
   set(avx2 -mavx2 -mfma -mf16c -mbmi -mbmi2)
+  set(avxvnni ${avx2} -mavxvnni)
   set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mavx512vbmi2)
   set(avx512bf16 ${avx512} -mavx512bf16)
   set(amx ${avx512bf16} -mamx-tile -mamx-int8 -mamx-bf16)
-  foreach(isa avx2 avx512 avx512bf16 amx)
+  foreach(isa avx2 avxvnni avx512 avx512bf16 amx)
     file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cpu/*_${isa}.cc)
     # GCC 12's AVX-512 intrinsics begin from undefined registers on purpose and warn about it (bug 105593).
     set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS

@@ -73,7 +73,7 @@ def isas(home):
     """The instruction sets that this machine runs, as exo lists them."""
     _, err = home.exo("logits", GOLDENS / "v3_bf16", "--tokens", "-", "--out", os.devnull, "--isa", "none",
                       stdin=b"[0]", expect=1)
-    known = [name for name in ("reference", "avx2", "avx512", "avx512bf16", "amx", "neon") if name in err]
+    known = [name for name in ("reference", "avx2", "avxvnni", "avx512", "avx512bf16", "amx", "neon") if name in err]
     assert "reference" in known, err
     return known
 

@@ -41,7 +41,7 @@ void add_model_options(CLI::App& command, ModelOptions& model, unsigned takes) {
   command.add_option("--chunk", model.chunk, "prompt tokens of one forward; 0: all at once")
       ->check(whole_number(0));
   command.add_option("--isa", model.isa,
-                     "reference, avx2, avx512, avx512bf16, amx, neon (default: the best)");
+                     "reference, avx2, avxvnni, avx512, avx512bf16, amx, neon (default: the best)");
   if ((takes & kThreadList) == 0)
     command.add_option("--threads", model.threads, "threads (default: all this process may use)")
         ->check(CLI::Range(0, 4096));

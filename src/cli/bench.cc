@@ -17,7 +17,8 @@
 namespace exo::cli {
 namespace {
 
-/// The config of --random-weights, cut to --layers (one of experts at least, no MTP).
+/// The config of --random-weights, cut to --layers (one of experts at least, no MTP). Asked for
+/// fp8, a model that has none gets DeepSeek-V3's blocks of 128 x 128.
 Result<std::string> random_config(const BenchCommandOptions& options) {
   std::string text;
   if (hub::file_exists(options.random_weights)) {
@@ -33,7 +34,11 @@ Result<std::string> random_config(const BenchCommandOptions& options) {
   EXO_ASSIGN_OR_RETURN(Json json, parse_json(text, options.random_weights));
   EXO_ASSIGN_OR_RETURN(const model::HfConfig config,
                        model::parse_config(json, options.random_weights));
-  if (options.layers == 0 && !options.dense) return text;
+  const bool fp8 = options.model.format.find("fp8") != std::string::npos;
+  if (fp8 && !json.contains("quantization_config"))
+    json["quantization_config"] = {
+        {"quant_method", "fp8"}, {"fmt", "e4m3"}, {"weight_block_size", {128, 128}}};
+  if (options.layers == 0 && !options.dense) return fp8 ? json.dump() : text;
   const int64_t n_layers = options.layers > 0 ? options.layers : config.num_hidden_layers;
   if (n_layers > config.num_hidden_layers)
     return invalid_argument(fmt::format("--layers {}: {} has {}", n_layers, options.random_weights,

@@ -243,7 +243,7 @@ struct MlaExpandedArgs {
 
 /// The bodies of one device and instruction set. A body may rely on checked operands.
 struct OpTable {
-  const char* name;  ///< "reference", "avx2", "avx512", "avx512bf16", "amx", "neon"
+  const char* name;  ///< "reference", "avx2", "avxvnni", "avx512", "avx512bf16", "amx", "neon"
   Status (*embedding)(const EmbeddingArgs&, OpContext&);
   Status (*rms_norm)(const RmsNormArgs&, OpContext&);
   Status (*add)(const AddArgs&, OpContext&);

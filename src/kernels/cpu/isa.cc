@@ -108,6 +108,8 @@ std::string_view needed_features(Isa isa) {
       return "";
     case Isa::avx2:
       return EXO_AVX2_FEATURES;
+    case Isa::avxvnni:
+      return EXO_AVX2_FEATURES "avx_vnni ";
     case Isa::avx512:
       return EXO_AVX512_FEATURES;
     case Isa::avx512bf16:
@@ -142,6 +144,8 @@ std::string_view to_string(Isa isa) {
       return "reference";
     case Isa::avx2:
       return "avx2";
+    case Isa::avxvnni:
+      return "avxvnni";
     case Isa::avx512:
       return "avx512";
     case Isa::avx512bf16:
@@ -157,7 +161,7 @@ std::string_view to_string(Isa isa) {
 std::span<const Isa> supported_isas() {
   static const std::vector<Isa> kIsas = [] {
     std::vector<Isa> isas{Isa::reference};
-    for (Isa isa : {Isa::neon, Isa::avx2, Isa::avx512, Isa::avx512bf16, Isa::amx}) {
+    for (Isa isa : {Isa::neon, Isa::avx2, Isa::avxvnni, Isa::avx512, Isa::avx512bf16, Isa::amx}) {
       if (supported(isa)) isas.push_back(isa);
     }
     return isas;

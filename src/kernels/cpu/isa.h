@@ -10,10 +10,10 @@
 
 namespace exo::kernels::cpu {
 
-/// Ascending capability on one architecture. avx512 means F, BW, DQ, VL, VNNI, VBMI (Ice Lake on);
-/// avx512bf16 is that with AVX512-BF16 (Zen 4 on); amx adds AMX-TILE, AMX-INT8 and AMX-BF16
-/// (Sapphire Rapids on).
-enum class Isa { reference, avx2, avx512, avx512bf16, amx, neon };
+/// Ascending capability on one architecture. avxvnni is avx2 with AVX-VNNI (Alder Lake on); avx512
+/// means F, BW, DQ, VL, VNNI, VBMI (Ice Lake on); avx512bf16 is that with AVX512-BF16 (Zen 4 on);
+/// amx adds AMX-TILE, AMX-INT8 and AMX-BF16 (Sapphire Rapids on).
+enum class Isa { reference, avx2, avxvnni, avx512, avx512bf16, amx, neon };
 
 /// Is it avx512, or more than that?
 constexpr bool has_avx512(Isa isa) {

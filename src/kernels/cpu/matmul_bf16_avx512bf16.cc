@@ -5,8 +5,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include "kernels/cpu/matmul_blocks_avx512.h"
 #include "kernels/cpu/matmul_layout.h"
+#include "kernels/cpu/matmul_vector_avx512.h"
 #include "kernels/cpu/matmul_x86.h"
 #include "kernels/cpu/widen_fp8_avx512.h"
 
@@ -127,6 +127,7 @@ void few_rows(const MatmulTask& task) {
 // -- many rows ------------------------------------------------------------------------------------
 
 struct Pairs {
+  using Vector = Vector512;
   static constexpr bool kInteger = false;
   static inline __attribute__((always_inline)) __m512i dot(__m512i sum, __m512i weights,
                                                            __m512i x) {

@@ -7,8 +7,8 @@
 
 #include <type_traits>
 
-#include "kernels/cpu/matmul_blocks_avx512.h"
 #include "kernels/cpu/matmul_layout.h"
+#include "kernels/cpu/matmul_vector_avx512.h"
 #include "kernels/cpu/matmul_x86.h"
 #include "kernels/cpu/unpack_int4_avx512.h"
 
@@ -219,6 +219,7 @@ constexpr int64_t kManyRows = 9;  // from here on
 
 // Both formats as unsigned bytes w + 128, whose surplus is 128 times the sum of the activations.
 struct Unsigned {
+  using Vector = Vector512;
   static constexpr bool kInteger = true, kUnpacked = true, kScaled = false;
   static int64_t block_tiles(const PackedMatrix&) { return kBlockTiles; }
   static int32_t start(const PackedRows& x, int64_t row) {

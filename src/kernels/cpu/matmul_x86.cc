@@ -13,6 +13,8 @@ struct Kernels {
 MatmulKernel find_matmul_x86(Isa isa, DType activation, WeightFormat format) {
   static constexpr Kernels kAvx2 = {matmul_i8_int8_avx2, matmul_i8_int4_avx2, matmul_bf16_bf16_avx2,
                                     matmul_bf16_fp8_avx2};
+  static constexpr Kernels kAvxVnni = {matmul_i8_int8_avxvnni, matmul_i8_int4_avxvnni,
+                                       matmul_bf16_bf16_avx2, matmul_bf16_fp8_avx2};
   static constexpr Kernels kAvx512 = {matmul_i8_int8_avx512, matmul_i8_int4_avx512,
                                       matmul_bf16_bf16_avx512, matmul_bf16_fp8_avx512};
   static constexpr Kernels kAvx512Bf16 = {matmul_i8_int8_avx512, matmul_i8_int4_avx512,
@@ -20,6 +22,7 @@ MatmulKernel find_matmul_x86(Isa isa, DType activation, WeightFormat format) {
   static constexpr Kernels kAmx = {matmul_i8_int8_amx, matmul_i8_int4_amx, matmul_bf16_bf16_amx,
                                    matmul_bf16_fp8_amx};
   const Kernels* k = isa == Isa::avx2         ? &kAvx2
+                     : isa == Isa::avxvnni    ? &kAvxVnni
                      : isa == Isa::avx512     ? &kAvx512
                      : isa == Isa::avx512bf16 ? &kAvx512Bf16
                      : isa == Isa::amx        ? &kAmx

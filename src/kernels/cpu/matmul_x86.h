@@ -15,6 +15,9 @@ void matmul_i8_int4_avx2(const MatmulTask& task);
 void matmul_bf16_bf16_avx2(const MatmulTask& task);
 void matmul_bf16_fp8_avx2(const MatmulTask& task);
 
+void matmul_i8_int8_avxvnni(const MatmulTask& task);
+void matmul_i8_int4_avxvnni(const MatmulTask& task);
+
 void matmul_i8_int8_avx512(const MatmulTask& task);
 void matmul_i8_int4_avx512(const MatmulTask& task);
 void matmul_bf16_bf16_avx512(const MatmulTask& task);

@@ -49,7 +49,7 @@ using ReadLoop = uint64_t (*)(const std::byte* data, int64_t n_bytes);
 ReadLoop read_loop([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
   if (has_avx512(isa)) return read_avx512;
-  if (isa == Isa::avx2) return read_avx2;
+  if (isa == Isa::avx2 || isa == Isa::avxvnni) return read_avx2;
 #endif
   return read_words;
 }
@@ -129,9 +129,10 @@ Result<MachineLimits> measure_limits(ThreadPool& pool, Isa isa) {
     limits.fp32_gflops = loop_ops_per_s(pool, fp32_loop_avx512) * 1e-9;
     if (isa != Isa::amx) limits.int8_tops = limits.vnni_tops;
   }
-  if (isa == Isa::avx2) {
+  if (isa == Isa::avx2 || isa == Isa::avxvnni) {
     limits.fp32_gflops = loop_ops_per_s(pool, fp32_loop_avx2) * 1e-9;
-    limits.int8_tops = loop_ops_per_s(pool, int8_loop_avx2) * 1e-12;
+    const auto loop = isa == Isa::avx2 ? int8_loop_avx2 : int8_loop_avxvnni;
+    limits.int8_tops = loop_ops_per_s(pool, loop) * 1e-12;
   }
 #elif defined(__aarch64__)
   if (isa == Isa::neon) limits.fp32_gflops = loop_ops_per_s(pool, fp32_loop_neon) * 1e-9;

@@ -14,7 +14,7 @@ struct MachineLimits {
   double read_gb_per_s = 0;    ///< 10^9 bytes read a second from memory (256 MiB, in order)
   double amx_int8_tops = 0;    ///< 10^12 operations (a multiply-add is two) of TDPBSSD
   double amx_bf16_tflops = 0;  ///< of TDPBF16PS
-  double vnni_tops = 0;        ///< of VPDPBUSD on 512 bits
+  double vnni_tops = 0;        ///< of VPDPBUSD on 512 bits (on 256: int8_tops)
   double int8_tops = 0;        ///< the best way of int8 products on this instruction set
   double bf16_tflops = 0;      ///< the same of bf16 products
   double fp32_gflops = 0;      ///< 10^9 operations of fused multiply-adds

@@ -15,6 +15,7 @@ uint64_t read_avx512(const std::byte* data, int64_t n_bytes);
 
 double fp32_loop_avx2(int64_t n);
 double int8_loop_avx2(int64_t n);
+double int8_loop_avxvnni(int64_t n);
 double fp32_loop_avx512(int64_t n);
 double vnni_loop_avx512(int64_t n);
 double bf16_loop_avx512bf16(int64_t n);

@@ -40,6 +40,8 @@ const ops::OpTable& table(Isa isa) {
   switch (isa) {
     case Isa::avx2:
       return table_of<Isa::avx2>("avx2");
+    case Isa::avxvnni:
+      return table_of<Isa::avxvnni>("avxvnni");
     case Isa::avx512:
       return table_of<Isa::avx512>("avx512");
     case Isa::avx512bf16:

@@ -16,11 +16,11 @@ VectorKernels make(Isa isa) {
 
 const VectorKernels& vector_kernels(Isa isa) {
   // Each made only when asked for: even filling the table runs that instruction set's code.
-  if (isa == Isa::avx2) {
+  // AVX-VNNI and AMX have no other vector instructions of their own.
+  if (isa == Isa::avx2 || isa == Isa::avxvnni) {
     static const VectorKernels kNarrow = make(Isa::avx2);
     return kNarrow;
   }
-  // AMX has no vector instructions of its own.
   static const VectorKernels kWide = make(isa == Isa::neon ? Isa::neon : Isa::avx512);
   return kWide;
 }
