@@ -2,7 +2,8 @@
 //   activation_outliers > table.md
 // One matrix of real width, weights N(0, 1); activations N(0, 1) with a few columns 20 or 100 times
 // as large, or SwiGLU products. Activations are int8 with one scale a token, as in kernels/cpu;
-// weights are exact, or int4 to show the weights' own share. The error is |y' - y| / |y| over all
+// weights are exact, or int4 to show the weights' own share. "Wide integers" are rows as the engine
+// packs them (ops/wide_columns.h). The error is |y' - y| / |y| over all
 // tokens and outputs. docs/quantisation.md draws the conclusion.
 #include <fmt/core.h>
 
@@ -14,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/testing/packed.h"
 #include "weights/pack.h"
 
 namespace {
@@ -21,7 +23,6 @@ namespace {
 using Matrix = std::vector<float>;  // row-major
 
 constexpr int64_t kTokens = 64, kOutputs = 256;
-constexpr float kWide = 10;  // times the mean |value| of a token: kept as a wide integer
 
 struct Case {
   int64_t n_in;
@@ -54,31 +55,39 @@ Matrix rotated(Matrix m, int64_t n_in, int64_t block) {
   return m;
 }
 
-// Each row through int8 with one scale, columns for which keep(|value|, mean |value| of the row)
-// holds left out of it: exact (a choice of columns kept in bf16 is near that), or as wider integers
-// of the same scale. n_kept: how many a row, on average.
+// Each row through int8 with one scale; columns for which keep(column) holds are left out of it,
+// exact (a choice of columns kept in bf16 is near that).
 template <typename Keep>
-Matrix through_int8(Matrix x, int64_t n_in, bool as_integers, double& n_kept, Keep keep) {
+Matrix through_int8(Matrix x, int64_t n_in, Keep keep) {
   const auto n = static_cast<size_t>(n_in);
-  n_kept = 0;
   for (size_t row = 0; row < x.size(); row += n) {
-    double sum = 0;
-    for (size_t i = 0; i < n; ++i) sum += std::fabs(x[row + i]);
-    const auto mean = static_cast<float>(sum / static_cast<double>(n));
     float largest = 0;
-    for (size_t i = 0; i < n; ++i) {
-      const bool kept = keep(i, std::fabs(x[row + i]), mean);
-      n_kept += kept ? 1 : 0;
-      if (!kept) largest = std::max(largest, std::fabs(x[row + i]));
-    }
+    for (size_t i = 0; i < n; ++i)
+      if (!keep(i)) largest = std::max(largest, std::fabs(x[row + i]));
     const float scale = largest / 127;
-    for (size_t i = 0; i < n; ++i) {
-      float& value = x[row + i];
-      if (as_integers || !keep(i, std::fabs(value), mean))
-        value = scale * std::nearbyint(value / scale);
-    }
+    for (size_t i = 0; i < n; ++i)
+      if (!keep(i)) x[row + i] = scale * std::nearbyint(x[row + i] / scale);
   }
-  n_kept /= static_cast<double>(x.size() / n);
+  return x;
+}
+
+// Each row as the engine packs it. n_wide: wide values a row, on average.
+Matrix as_packed(Matrix x, int64_t n_in, double& n_wide) {
+  using namespace exo;
+  const auto n_rows = static_cast<int64_t>(x.size()) / n_in;
+  ops::testing::TestContext t(ops::reference_table());
+  const PackedRows rows = *ops::pack(make_view(x.data(), {n_rows, n_in}), DType::i8, t.ctx);
+  n_wide = 0;
+  for (int64_t r = 0; r < n_rows; ++r) {
+    float* to = x.data() + r * n_in;
+    for (int64_t k = 0; k < n_in; ++k)
+      to[k] =
+          rows.scales[r] * static_cast<float>(static_cast<int8_t>(rows.line(r, k / 64)[k % 64]));
+    for (int32_t i = 0; i < rows.n_wide[r]; ++i)
+      to[rows.wide_of(r)[i].column] = rows.scales[r] * static_cast<float>(rows.wide_of(r)[i].q);
+    n_wide += rows.n_wide[r];
+  }
+  n_wide /= static_cast<double>(n_rows);
   return x;
 }
 
@@ -147,18 +156,13 @@ std::string measure(const Case& c) {
   const auto error = [&](const Matrix& got_x, const Matrix& got_w) {
     return 100 * relative_error(exact, product(got_x, got_w, c.n_in));
   };
-  const auto nothing = [](size_t, float, float) { return false; };
-  double n_kept = 0, n_wide = 0;
-  const double plain = error(through_int8(x, c.n_in, false, n_kept, nothing), w);
-  const double kept = error(
-      through_int8(x, c.n_in, false, n_kept, [&](size_t i, float, float) { return is_outlier[i]; }),
-      w);
-  const double wide =
-      error(through_int8(x, c.n_in, true, n_wide,
-                         [](size_t, float v, float mean) { return v > kWide * mean; }),
-            w);
+  const auto nothing = [](size_t) { return false; };
+  double n_wide = 0;
+  const double plain = error(through_int8(x, c.n_in, nothing), w);
+  const double kept = error(through_int8(x, c.n_in, [&](size_t i) { return is_outlier[i]; }), w);
+  const double wide = error(as_packed(x, c.n_in, n_wide), w);
   const auto turned = [&](int64_t block) {
-    return error(through_int8(rotated(x, c.n_in, block), c.n_in, false, n_kept, nothing),
+    return error(through_int8(rotated(x, c.n_in, block), c.n_in, nothing),
                  rotated(w, c.n_in, block));
   };
   const int64_t widest = widest_block(c.n_in, c.n_in);

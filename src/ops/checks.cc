@@ -86,8 +86,9 @@ Status check_rows(std::string_view op, std::string_view operand, const PackedRow
   if (rows.data == nullptr || reinterpret_cast<uintptr_t>(rows.data) % kAlignment != 0)
     return wrong(op, operand, "64-byte aligned memory",
                  rows.data == nullptr ? "null" : "unaligned");
-  if (rows.dtype == DType::i8 && (rows.scales == nullptr || rows.group_sums == nullptr))
-    return wrong(op, operand, "scales and group_sums with i8", "null");
+  if (rows.dtype == DType::i8 && (rows.scales == nullptr || rows.group_sums == nullptr ||
+                                  rows.n_wide == nullptr || rows.wide == nullptr))
+    return wrong(op, operand, "scales, group_sums, n_wide and wide with i8", "null");
   return ok_status();
 }
 

@@ -17,11 +17,20 @@ int64_t group_sum_bytes(DType dtype, int64_t n_rows, int64_t n_cols) {
   return dtype == DType::i8 ? piece(n_rows * (align_up(n_cols, kKPad) / kInt4GroupCols) * 4) : 0;
 }
 
+int64_t n_wide_bytes(DType dtype, int64_t n_rows) {
+  return dtype == DType::i8 ? piece(n_rows * 4) : 0;
+}
+int64_t wide_bytes(DType dtype, int64_t n_rows, int64_t n_cols) {
+  constexpr auto kValueBytes = static_cast<int64_t>(sizeof(WideValue));
+  return dtype == DType::i8 ? piece(n_rows * max_wide(n_cols) * kValueBytes) : 0;
+}
+
 }  // namespace
 
 int64_t packed_rows_bytes(DType dtype, int64_t n_rows, int64_t n_cols) {
   return piece(n_rows * align_up(n_cols, kKPad) * size_bytes(dtype)) + scale_bytes(dtype, n_rows) +
-         group_sum_bytes(dtype, n_rows, n_cols);
+         group_sum_bytes(dtype, n_rows, n_cols) + n_wide_bytes(dtype, n_rows) +
+         wide_bytes(dtype, n_rows, n_cols);
 }
 
 Result<PackedRows> take_packed_rows(DType dtype, int64_t n_rows, int64_t n_cols, Arena& arena) {
@@ -33,7 +42,11 @@ Result<PackedRows> take_packed_rows(DType dtype, int64_t n_rows, int64_t n_cols,
   if (dtype == DType::i8) {
     p += piece(rows.data_bytes());
     rows.scales = reinterpret_cast<float*>(p);
-    rows.group_sums = reinterpret_cast<int32_t*>(p + scale_bytes(dtype, n_rows));
+    p += scale_bytes(dtype, n_rows);
+    rows.group_sums = reinterpret_cast<int32_t*>(p);
+    p += group_sum_bytes(dtype, n_rows, n_cols);
+    rows.n_wide = reinterpret_cast<int32_t*>(p);
+    rows.wide = reinterpret_cast<WideValue*>(p + n_wide_bytes(dtype, n_rows));
   }
   return rows;
 }
@@ -85,9 +98,9 @@ int64_t experts_scratch_bytes(int64_t n_tokens, int64_t top_k, int64_t n_experts
   const int64_t hidden = rows(n_routed, n_inter) + rows(n_tokens, n_shared_inter) +
                          piece(n_routed * align_up(n_inter, 16) * 4) +
                          piece(n_tokens * align_up(n_shared_inter, 16) * 4);
-  // Each expert's rows, gathered and hidden, are PackedRows of their own: their scales and sums
-  // begin on new lines.
-  const int64_t gathered = rows(n_routed, hidden_size) + std::min(n_experts, n_routed) * 256;
+  // Each expert's rows, gathered and hidden, are PackedRows of their own: their scales, sums and
+  // wide values begin on new lines.
+  const int64_t gathered = rows(n_routed, hidden_size) + std::min(n_experts, n_routed) * 512;
   const int64_t lists = piece(n_routed * 16) + piece((n_experts + 2) * 512);
   // A scalar body's rows of one token.
   const int64_t widest = std::max(n_inter, n_shared_inter);

@@ -110,13 +110,25 @@ struct PackedMatrix {
   const std::byte* panel(int64_t p) const { return tiles + p * panel_bytes(); }
 };
 
+/// A value of a row of i8 activations that is kept beside the int8 ones: x = scale * q, |q| <=
+/// 32767.
+struct WideValue {
+  int32_t column;
+  int32_t q;
+};
+/// The most wide values of a row of n_cols: a five-hundredth, but 4 at least.
+constexpr int64_t max_wide(int64_t n_cols) {
+  const int64_t n = ceil_div(n_cols, 512);
+  return n < 4 ? 4 : n > 512 ? 512 : n;
+}
+
 /// Activations ready for a matrix product, in borrowed memory (the forward's arena).
 ///
 /// f32: row-major, row stride n_cols_padded. bf16 and i8: cut into row tiles of 16 rows (the last
 /// may have fewer: R = min(16, n_rows - 16 * i)) and K tiles of 64 bytes; row tile i begins at 16 *
 /// i * row_bytes() and holds, K tile after K tile, R lines of 64 bytes (so one row alone is simply
 /// row-major, and 16 rows are AMX A tiles). n_cols_padded = align_up(n_cols, kKPad); the padding is
-/// zero.
+/// zero. i8 rows hold 0 at their wide columns (ops/wide_columns.h).
 struct PackedRows {
   DType dtype = DType::f32;  ///< f32, bf16 or i8
   int64_t n_rows = 0;
@@ -125,10 +137,13 @@ struct PackedRows {
   float* scales = nullptr;  ///< i8: [n_rows], x = scale * q; round to nearest even, |q| <= 127
   int32_t* group_sums =
       nullptr;  ///< i8: [n_rows, n_cols_padded / 32], sums of q over 32 columns (for int4)
+  int32_t* n_wide = nullptr;  ///< i8: [n_rows], wide values of each row
+  WideValue* wide = nullptr;  ///< i8: [n_rows, max_wide(n_cols)], by column; n_wide of each are set
 
   int64_t n_cols_padded() const { return align_up(n_cols, kKPad); }
   int64_t row_bytes() const { return n_cols_padded() * exo::size_bytes(dtype); }
   int64_t data_bytes() const { return n_rows * row_bytes(); }
+  WideValue* wide_of(int64_t row) const { return wide + row * max_wide(n_cols); }
   /// bf16, i8: the 64-byte line of `row` in K tile `t`.
   std::byte* line(int64_t row, int64_t t) const {
     const int64_t tile = row / 16, r = row % 16,

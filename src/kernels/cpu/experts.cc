@@ -54,7 +54,7 @@ struct Plan {
   int64_t n_tasks = 0;
   int n_threads = 1;
   std::byte* scratch = nullptr;  // per thread: the kernel's, then the buffer
-  MatmulKernel kernel = nullptr;
+  Matmul kernel;
 
   std::byte* kernel_scratch(int thread) const {
     return scratch + thread * (kMatmulScratchBytes + kThreadBufferBytes);
@@ -196,6 +196,8 @@ void gather_row(const PackedRows& from, int64_t from_row, const PackedRows& to, 
   to.scales[to_row] = from.scales[from_row];
   const int64_t n_groups = from.n_cols_padded() / kInt4GroupCols;
   std::copy_n(from.group_sums + from_row * n_groups, n_groups, to.group_sums + to_row * n_groups);
+  to.n_wide[to_row] = from.n_wide[from_row];
+  std::copy_n(from.wide_of(from_row), from.n_wide[from_row], to.wide_of(to_row));
 }
 
 void gather_job(const ops::ExpertsArgs& args, const Job& job) {

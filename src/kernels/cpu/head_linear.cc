@@ -26,7 +26,7 @@ Status head_linear(Isa isa, const ops::HeadLinearArgs& args, ops::OpContext& ctx
         "head_linear",
         ops::head_linear_scratch_bytes(n_rows, n_heads, n_in, args.out.dim(2), n_threads),
         *ctx.arena);
-  const MatmulKernel kernel = find_matmul(isa, args.activation, args.w[0].format);
+  const Matmul kernel = find_matmul(isa, args.activation, args.w[0].format);
   const int64_t n_blocks = ceil_div(n_rows, kRowsPerTask), n_panels = args.w[0].n_panels();
   // With few heads a head's outputs are shared out too, each task packing the rows for itself.
   const int64_t n_parts =

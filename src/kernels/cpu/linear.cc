@@ -13,7 +13,7 @@ Status linear(Isa isa, const ops::LinearArgs& args, ops::OpContext& ctx) {
   std::byte* scratch = ctx.arena->take_bytes(n_threads * kMatmulScratchBytes);
   if (scratch == nullptr)
     return ops::scratch_exhausted("linear", ops::linear_scratch_bytes(n_threads), *ctx.arena);
-  const MatmulKernel kernel = find_matmul(isa, args.x.dtype, args.w->format);
+  const Matmul kernel = find_matmul(isa, args.x.dtype, args.w->format);
   const Blocks rows = row_blocks(args.x.n_rows);
   const Blocks panels = panel_blocks(*args.w, args.x.n_rows, rows.count, n_threads);
   const int64_t n_tasks = rows.count * panels.count;

@@ -1,15 +1,25 @@
 #include "kernels/cpu/matmul.h"
 
+#include <algorithm>
+
 #include "kernels/cpu/matmul_generic.h"
 #include "kernels/cpu/matmul_x86.h"
 
 namespace exo::kernels::cpu {
 
-MatmulKernel find_matmul(Isa isa, DType activation, WeightFormat format) {
+void Matmul::operator()(const MatmulTask& task) const {
+  kernel(task);
+  if (add_wide == nullptr) return;
+  const int32_t* n_wide = task.x->n_wide + task.row_begin;
+  if (std::any_of(n_wide, n_wide + task.n_rows, [](int32_t n) { return n > 0; })) add_wide(task);
+}
+
+Matmul find_matmul(Isa isa, DType activation, WeightFormat format) {
+  const MatmulKernel add_wide = activation == DType::i8 ? find_add_wide(isa) : nullptr;
 #if defined(__x86_64__)
-  if (MatmulKernel by_hand = find_matmul_x86(isa, activation, format)) return by_hand;
+  if (MatmulKernel by_hand = find_matmul_x86(isa, activation, format)) return {by_hand, add_wide};
 #endif
-  return generic_matmul(isa, activation, format);
+  return {generic_matmul(isa, activation, format), add_wide};
 }
 
 }  // namespace exo::kernels::cpu

@@ -41,8 +41,21 @@ inline constexpr int64_t kMatmulScratchBytes = ops::kThreadScratchBytes;
 
 using MatmulKernel = void (*)(const MatmulTask& task);
 
-/// The kernel for these operands on this instruction set; never null for the pairs that
-/// ops::LinearArgs allows.
-MatmulKernel find_matmul(Isa isa, DType activation, WeightFormat format);
+/// A task's product: the kernel's, of the rows as they are packed, and what the wide values of i8
+/// rows add to it (ops/wide_columns.h).
+struct Matmul {
+  MatmulKernel kernel = nullptr;
+  MatmulKernel add_wide = nullptr;  ///< null where there can be none
+
+  void operator()(const MatmulTask& task) const;
+};
+
+/// The product of these operands on this instruction set; its kernel is never null for the pairs
+/// that ops::LinearArgs allows.
+Matmul find_matmul(Isa isa, DType activation, WeightFormat format);
+
+/// out += the wide values of a task's rows times their columns of int8 or int4 panels
+/// (wide_columns.cc).
+MatmulKernel find_add_wide(Isa isa);
 
 }  // namespace exo::kernels::cpu

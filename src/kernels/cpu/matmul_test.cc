@@ -164,13 +164,13 @@ TEST(FindMatmul, AForcedInstructionSetHasItsOwnCode) {
   for (size_t i = 1; i < isas.size(); ++i) {
     for (size_t j = 1; j < i; ++j) {
       const auto kernels = [](Isa isa) {
-        return std::array{find_matmul(isa, DType::i8, WeightFormat::int8),
-                          find_matmul(isa, DType::bf16, WeightFormat::bf16)};
+        return std::array{find_matmul(isa, DType::i8, WeightFormat::int8).kernel,
+                          find_matmul(isa, DType::bf16, WeightFormat::bf16).kernel};
       };
       EXPECT_NE(kernels(isas[i]), kernels(isas[j]));
       if (has_avx512(isas[i]) == has_avx512(isas[j])) continue;  // one vector width
-      EXPECT_NE(find_matmul(isas[i], DType::f32, WeightFormat::bf16),
-                find_matmul(isas[j], DType::f32, WeightFormat::bf16));
+      EXPECT_NE(find_matmul(isas[i], DType::f32, WeightFormat::bf16).kernel,
+                find_matmul(isas[j], DType::f32, WeightFormat::bf16).kernel);
     }
   }
 }

@@ -30,7 +30,7 @@ struct Task {
 struct Body {
   const ops::MlaExpandedArgs& args;
   const VectorKernels& v;
-  MatmulKernel kernel_k, kernel_v;
+  Matmul kernel_k, kernel_v;
   int64_t rank, rope, nope, value, entry_padded, nope_padded, value_padded;
   int64_t most_rows = 0;
   std::byte* memory = nullptr;
@@ -95,7 +95,7 @@ struct Body {
     return packed;
   }
 
-  void expand(const PackedMatrix& w, MatmulKernel kernel, const PackedRows& latents, float* out,
+  void expand(const PackedMatrix& w, const Matmul& kernel, const PackedRows& latents, float* out,
               int64_t stride, const ThreadMemory& m) const {
     kernel({.x = &latents,
             .row_begin = 0,

@@ -31,7 +31,7 @@ struct Body {
   const ops::MlaExpandedArgs& args;
   const VectorKernels& v;
   const TileAttention& on;
-  MatmulKernel kernel_k, kernel_v;
+  Matmul kernel_k, kernel_v;
   int64_t rank, rope, nope, value, entry_padded, nope_padded, value_padded;
   int64_t n_heads, tile_bytes, query_row_bytes;
 
@@ -135,7 +135,7 @@ struct Body {
     }
   }
 
-  void expand(const PackedMatrix& w, MatmulKernel kernel, int64_t page, int64_t n_rows, float* out,
+  void expand(const PackedMatrix& w, const Matmul& kernel, int64_t page, int64_t n_rows, float* out,
               int64_t stride, const ThreadMemory& m) const {
     kernel({.x = &latents,
             .row_begin = page * kPageTokens,

@@ -190,6 +190,7 @@ TEST(Rows, PackedRowsAreTheReferencesBytes) {
       for (int64_t k = 0; k < n; ++k) x[static_cast<size_t>(4 * stride + k)] *= 1e-35f;
       x[static_cast<size_t>(5 * stride)] = kNan;
       x[static_cast<size_t>(6 * stride)] = -kInf;
+      x[static_cast<size_t>(7 * stride + n - 1)] = -300.0f;
       std::vector<std::byte> expected;
       on_every_table([&](const ops::OpTable& table, int n_threads) {
         TestContext t(table, n_threads, 1 << 20);
@@ -201,6 +202,11 @@ TEST(Rows, PackedRowsAreTheReferencesBytes) {
           const auto* sums = reinterpret_cast<const std::byte*>(rows->group_sums);
           got.insert(got.end(), scales, scales + n_rows * 4);
           got.insert(got.end(), sums, sums + n_rows * (rows->n_cols_padded() / 32) * 4);
+          for (int64_t i = 0; i < n_rows; ++i) {
+            const auto* wide = reinterpret_cast<const std::byte*>(rows->wide_of(i));
+            got.insert(got.end(), wide, wide + rows->n_wide[i] * sizeof(WideValue));
+            EXPECT_EQ(rows->n_wide[i], i == 7 && n >= 31 ? 1 : 0) << i << " of " << n;
+          }
         }
         if (expected.empty()) expected = got;
         EXPECT_EQ(got, expected) << to_string(dtype) << " " << n;

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "kernels/cpu/vector_parts.h"
+#include "ops/wide_columns.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/vector_rows.cc"
@@ -149,6 +150,34 @@ void PackBf16(const float* x, int64_t row, const PackedRows& out) {
   }
 }
 
+// The largest |x| as bits, and the sum of |x| in the order of ops::SizeSum.
+HWY_INLINE int32_t LargestBitsAndSum(const float* x, int64_t n, float* sum) {
+  const DF df;
+  const DI di;
+  constexpr int kVectors = 16 / kLanes;
+  const VI mask = hn::Set(di, 0x7FFFFFFF);
+  VI largest = hn::Zero(di);
+  VF sums[kVectors];
+  EXO_UNROLL
+  for (int j = 0; j < kVectors; ++j) sums[j] = hn::Zero(df);
+  const auto add = [&](VF v, int j) HWY_ATTR {
+    const VI size = hn::And(hn::BitCast(di, v), mask);
+    largest = hn::Max(largest, size);
+    sums[j] = hn::Add(sums[j], hn::BitCast(df, size));
+  };
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    EXO_UNROLL
+    for (int j = 0; j < kVectors; ++j) add(hn::LoadU(df, x + i + j * kLanes), j);
+  }
+  for (int j = 0; i < n; i += kLanes, ++j)
+    add(n - i >= kLanes ? hn::LoadU(df, x + i) : LoadTail(x + i, n - i), j);
+  ops::SizeSum all;
+  for (int j = 0; j < kVectors; ++j) hn::StoreU(sums[j], df, all.parts + j * kLanes);
+  *sum = all.total();
+  return hn::GetLane(hn::MaxOfLanes(di, largest));
+}
+
 // The largest |x| as bits: NaN > infinity > every finite number.
 HWY_INLINE int32_t LargestBits(const float* x, int64_t n) {
   const DF df;
@@ -272,21 +301,43 @@ float RoundToF8(const float* x, f8_e4m3* codes, int64_t n) {
   return scale;
 }
 
+// The scale of a row that has columns above the limit, its wide ones listed.
+HWY_INLINE ops::RowScale ChooseWide(const float* x, float largest, float limit, int64_t row,
+                                    const PackedRows& out) {
+  const DF df;
+  ops::WideChooser chooser(x, row, out);
+  VF rest = hn::Zero(df);
+  for (int64_t i = 0; i < out.n_cols; i += kLanes) {
+    const int64_t n = out.n_cols - i;
+    const VF size = hn::Abs(n >= kLanes ? hn::LoadU(df, x + i) : LoadTail(x + i, n));
+    const auto above = hn::Gt(size, hn::Set(df, limit));
+    rest = hn::Max(rest, hn::IfThenZeroElse(above, size));
+    if (hn::AllFalse(df, above)) continue;
+    for (int64_t j = i; j < std::min(i + kLanes, out.n_cols); ++j)
+      if (std::fabs(x[j]) > limit) chooser.offer(j);
+  }
+  return chooser.finish(hn::GetLane(hn::MaxOfLanes(df, rest)), largest);
+}
+
 // -- integers -------------------------------------------------------------------------------------
 
 void PackI8(const float* x, int64_t row, const PackedRows& out) {
   const int64_t n_groups = out.n_cols_padded() / kInt4GroupCols;
   int32_t* sums = out.group_sums + row * n_groups;
-  const int32_t bits = LargestBits(x, out.n_cols);
+  float sum = 0;
+  const int32_t bits = LargestBitsAndSum(x, out.n_cols, &sum);
   const float largest = std::bit_cast<float>(bits);
+  out.n_wide[row] = 0;
   if (bits >= 0x7F800000 || largest < 1e-30f) {
     out.scales[row] = bits >= 0x7F800000 ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
     std::fill_n(sums, n_groups, 0);
     for (int64_t t = 0; t < n_groups / 2; ++t) std::memset(out.line(row, t), 0, 64);
     return;
   }
-  out.scales[row] = largest / 127.0f;
-  const float inverse = 127.0f / largest;
+  const float limit = ops::wide_limit(sum, out.n_cols);
+  const auto [scale, inverse] =
+      largest > limit ? ChooseWide(x, largest, limit, row, out) : ops::plain_scale(largest);
+  out.scales[row] = scale;
   for (int64_t g = 0; g < n_groups; ++g) {
     auto* q = reinterpret_cast<int8_t*>(out.line(row, g / 2)) + g % 2 * 32;
     const int64_t n = out.n_cols - 32 * g;
@@ -298,6 +349,7 @@ void PackI8(const float* x, int64_t row, const PackedRows& out) {
       sums[g] = QuantiseGroup(tail, inverse, q);
     }
   }
+  ops::move_wide(x, inverse, row, out);
 }
 
 void PackRow(const float* x, int64_t row, const PackedRows& out) {

@@ -9,6 +9,7 @@
 
 #include "ops/checks.h"
 #include "ops/reference/bodies.h"
+#include "ops/wide_columns.h"
 
 namespace exo::ops::reference {
 namespace {
@@ -93,6 +94,28 @@ void write_panel(const Sums<T>& sums, const PackedRows& x, int64_t row, int64_t 
   }
 }
 
+// Adds what the rows' wide values contribute, an exact sum for itself.
+void add_wide(const PackedRows& x, int64_t row, int64_t n_rows, const PackedMatrix& w,
+              int64_t panel, float* out, int64_t out_stride) {
+  std::array<float, kPanelRows * 128> codes;
+  const int64_t cols = tile_cols(w.format);
+  for (int64_t r = row; r < row + n_rows; ++r) {
+    if (x.n_wide[r] == 0) continue;
+    std::array<int32_t, kPanelRows> sums{};
+    for (int32_t i = 0; i < x.n_wide[r]; ++i) {
+      const auto [column, q] = x.wide_of(r)[i];
+      unpack_tile(w, panel, column / cols, codes);
+      for (int64_t n = 0; n < kPanelRows; ++n)
+        sums[static_cast<size_t>(n)] +=
+            q * static_cast<int32_t>(codes[static_cast<size_t>(n * cols + column % cols)]);
+    }
+    for (int64_t n = panel * kPanelRows; n < std::min(w.n_out, (panel + 1) * kPanelRows); ++n)
+      out[(r - row) * out_stride + n] +=
+          static_cast<float>(sums[static_cast<size_t>(n - panel * kPanelRows)]) *
+          (x.scales[r] * w.row_scales[n]);
+  }
+}
+
 }  // namespace
 
 void unpack_tile(const PackedMatrix& w, int64_t panel, int64_t tile, std::span<float> codes) {
@@ -136,6 +159,7 @@ void matmul_rows(const PackedRows& x, int64_t row_begin, int64_t n_rows, const P
       if (x.dtype == DType::i8) {
         write_panel(panel_sums<int32_t>(x, row, n, w, panel), x, row, n, w, panel, to, out_stride,
                     accumulate);
+        add_wide(x, row, n, w, panel, to, out_stride);
       } else {
         write_panel(panel_sums<float>(x, row, n, w, panel), x, row, n, w, panel, to, out_stride,
                     accumulate);
@@ -143,6 +167,25 @@ void matmul_rows(const PackedRows& x, int64_t row_begin, int64_t n_rows, const P
     }
   }
 }
+
+namespace {
+
+// The scale of a finite row, its wide columns listed.
+RowScale scale_of(const float* x, float largest, float sum, int64_t row, const PackedRows& out) {
+  const float limit = wide_limit(sum, out.n_cols);
+  WideChooser chooser(x, row, out);
+  float rest = 0;
+  for (int64_t k = 0; k < out.n_cols; ++k) {
+    if (std::fabs(x[k]) > limit) {
+      chooser.offer(k);
+    } else {
+      rest = std::fmax(rest, std::fabs(x[k]));
+    }
+  }
+  return chooser.finish(rest, largest);
+}
+
+}  // namespace
 
 void pack_row(const float* x, int64_t row, const PackedRows& out) {
   const int64_t n = out.n_cols, padded = out.n_cols_padded();
@@ -158,22 +201,25 @@ void pack_row(const float* x, int64_t row, const PackedRows& out) {
   }
   float largest = 0;
   bool finite = true;
+  SizeSum sum;
   for (int64_t k = 0; k < n; ++k) {
     finite = finite && std::isfinite(x[k]);
     largest = std::fmax(largest, std::fabs(x[k]));
+    sum.parts[k % 16] += std::fabs(x[k]);
   }
   const bool zero = !finite || largest < 1e-30f;
-  const float inverse = zero ? 0.0f : 127.0f / largest;
-  out.scales[row] = !finite ? std::numeric_limits<float>::quiet_NaN()
-                    : zero  ? 0.0f
-                            : largest / 127.0f;
+  RowScale s = {finite ? 0.0f : std::numeric_limits<float>::quiet_NaN(), 0.0f};
+  out.n_wide[row] = 0;
+  if (!zero) s = scale_of(x, largest, sum.total(), row, out);
+  out.scales[row] = s.scale;
   int32_t* sums = out.group_sums + row * (padded / kInt4GroupCols);
   for (int64_t g = 0; g < padded / kInt4GroupCols; ++g) sums[g] = 0;
   for (int64_t k = 0; k < padded; ++k) {
-    const auto q = static_cast<int8_t>(k < n && !zero ? std::nearbyint(x[k] * inverse) : 0.0f);
+    const auto q = static_cast<int32_t>(k < n && !zero ? std::nearbyint(x[k] * s.inverse) : 0.0f);
     out.line(row, k / 64)[k % 64] = static_cast<std::byte>(q);
     sums[k / kInt4GroupCols] += q;
   }
+  move_wide(x, s.inverse, row, out);
 }
 
 Status pack_rows(const PackRowsArgs& args, OpContext&) {
