@@ -116,4 +116,6 @@ function(exo_isa_flags)
     set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS
                                 "${${isa}};-Wno-uninitialized;-Wno-maybe-uninitialized")
   endforeach()
+  # tests/CMakeLists.txt: the AMX kernels without tiles, which are in software there.
+  set(EXO_EMULATED_AMX_FLAGS ${avx512bf16} -Wno-uninitialized -Wno-maybe-uninitialized PARENT_SCOPE)
 endfunction()

@@ -17,6 +17,13 @@
 namespace exo::kernels::cpu {
 namespace {
 
+// A test program has tiles in software (testing/emulated_amx.h).
+#if defined(EXO_EMULATE_AMX)
+constexpr bool kEmulatedTiles = true;
+#else
+constexpr bool kEmulatedTiles = false;
+#endif
+
 struct Feature {
   const char* name;
   bool present;
@@ -57,6 +64,7 @@ std::vector<Feature> find_features() {
   const uint64_t saved = xcr0(bit(l1.c, 27));
   const bool ymm = (saved & 0x6) == 0x6, zmm = (saved & 0xE6) == 0xE6;
   const bool tiles = (saved & 0x60000) == 0x60000 && bit(l7.d, 24) && ask_for_tile_data();
+  const auto on_tiles = [&](bool unit) { return kEmulatedTiles || (tiles && unit); };
   return {
       {"avx2", ymm && bit(l7.b, 5)},
       {"fma", ymm && bit(l1.c, 12)},
@@ -77,9 +85,9 @@ std::vector<Feature> find_features() {
       {"avx512_vpopcntdq", zmm && bit(l7.c, 14)},
       {"avx512_bf16", zmm && bit(l71.a, 5)},
       {"avx_vnni", ymm && bit(l71.a, 4)},
-      {"amx_tile", tiles},
-      {"amx_int8", tiles && bit(l7.d, 25)},
-      {"amx_bf16", tiles && bit(l7.d, 22)},
+      {"amx_tile", on_tiles(true)},
+      {"amx_int8", on_tiles(bit(l7.d, 25))},
+      {"amx_bf16", on_tiles(bit(l7.d, 22))},
   };
 }
 

@@ -6,6 +6,10 @@
 
 #include <cstdint>
 
+#if defined(EXO_EMULATE_AMX)
+#include "kernels/cpu/testing/emulated_amx.h"
+#endif
+
 namespace exo::kernels::cpu {
 namespace {  // NOLINT: internal linkage on purpose
 
