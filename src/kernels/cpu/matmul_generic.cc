@@ -140,6 +140,8 @@ template <int kRows>
 struct Sums {
   VF even[kRows][kVecs], odd[kRows][kVecs];
 
+  // Not implicit: that one would lack the vectors' target on AArch64.
+  HWY_INLINE Sums() { Clear(); }
   HWY_INLINE void Clear() {
     EXO_UNROLL
     for (int r = 0; r < kRows; ++r) {
