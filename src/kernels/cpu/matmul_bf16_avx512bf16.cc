@@ -91,13 +91,10 @@ inline void rows_of_panels(const MatmulTask& task, int64_t panel, int64_t apart)
   }
   for (int p = 0; p < P; ++p) {
     const int64_t at = panel + p * apart;
-    const __mmask16 mask = output_mask(w, at);
-    for (int r = 0; r < R; ++r) {
-      float* out = task.out + r * task.out_stride + (at - task.panel_begin) * kPanelRows;
-      if (task.accumulate)
-        total[p][r] = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), total[p][r]);
-      _mm512_mask_storeu_ps(out, mask, total[p][r]);
-    }
+    const Vector512::Writer writer(w, at, false);
+    for (int r = 0; r < R; ++r)
+      writer.write(total[p][r], 1.0f, task.accumulate,
+                   task.out + r * task.out_stride + (at - task.panel_begin) * kPanelRows);
   }
 }
 

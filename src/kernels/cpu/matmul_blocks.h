@@ -10,7 +10,8 @@
 /// Include only from files compiled for the vectors' instruction set (see matmul_layout.h about
 /// linkage). A Format has:
 ///   Vector       Int (its type), kPerLine (vectors of a line), kRows and kPanels (of the register
-///                block), zero, set (4 bytes in every lane), load, store, multiply_add (f32), write
+///                block), zero, set (4 bytes in every lane), load, store, multiply_add (kScaled),
+///                and Writer, of a panel's sums of one row
 ///   kSourceCols, kSourceBytes, kTilesPerSource   its tiles, and the K tiles of 64 bytes in each
 ///   kUnpacked    unpack(source tile, to): to its K tiles; `to` + i * kTile is the i-th
 ///   kInteger     sums are int32, begin at start(x, row) and are scaled at the end; else f32
@@ -58,12 +59,22 @@ class Ahead {
   int64_t lines_ = 0, left_ = 0, share_ = 0;
 };
 
-/// R rows (x: the first one's line in the block's first K tile) with P panels, whose tiles are at w
-/// + p * w_apart; their sums are [R][kPanels] lines.
+/// Some rows of a row tile with a K block.
+struct RowsOfBlock {
+  const uint8_t* x;  ///< the first row's line in the block's first K tile
+  int64_t step;      ///< to the next K tile's
+  const uint8_t* w;  ///< the panels' tiles
+  int64_t w_apart;   ///< from one panel's to the next's
+  int64_t n_tiles;
+  uint8_t* sums;          ///< [rows][kPanels] lines
+  const int32_t* starts;  ///< [rows], kInteger: what the sums begin with
+  const float* scales;    ///< [panels], kScaled
+  bool first;             ///< the panels' first block: there are no sums yet
+};
+
+/// R rows with P panels.
 template <class Format, int R, int P>
-void multiply_rows(const uint8_t* x, int64_t step, const uint8_t* w, int64_t w_apart,
-                   int64_t n_tiles, uint8_t* sums, const float* scales, bool first,
-                   const int32_t* starts, Ahead& ahead) {
+void multiply_rows(const RowsOfBlock& b, Ahead& ahead) {
   using V = typename Format::Vector;
   constexpr int kN = P * V::kPerLine;  // vectors of weights
   constexpr int64_t kBytes = kLine / V::kPerLine, kRowBytes = V::kPanels * kLine;
@@ -72,16 +83,17 @@ void multiply_rows(const uint8_t* x, int64_t step, const uint8_t* w, int64_t w_a
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
     for (int n = 0; n < kN; ++n) {
-      if (Format::kScaled || (first && !Format::kInteger)) {
+      if (Format::kScaled || (b.first && !Format::kInteger)) {
         acc[n][r] = V::zero();
-      } else if (first) {
-        acc[n][r] = V::set(starts[r]);
+      } else if (b.first) {
+        acc[n][r] = V::set(b.starts[r]);
       } else {
-        acc[n][r] = V::load(sums + r * kRowBytes + n * kBytes);
+        acc[n][r] = V::load(b.sums + r * kRowBytes + n * kBytes);
       }
     }
   }
-  for (int64_t t = 0; t < n_tiles; ++t, w += kTile, x += step) {
+  const uint8_t *x = b.x, *w = b.w;
+  for (int64_t t = 0; t < b.n_tiles; ++t, w += kTile, x += b.step) {
     ahead.step();
 #pragma GCC unroll 4
     for (int line = 0; line < 16; ++line) {
@@ -89,7 +101,7 @@ void multiply_rows(const uint8_t* x, int64_t step, const uint8_t* w, int64_t w_a
 #pragma GCC unroll 2
       for (int n = 0; n < kN; ++n)
         weights[n] =
-            V::load(w + n / V::kPerLine * w_apart + line * kLine + n % V::kPerLine * kBytes);
+            V::load(w + n / V::kPerLine * b.w_apart + line * kLine + n % V::kPerLine * kBytes);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         int32_t four;
@@ -104,10 +116,10 @@ void multiply_rows(const uint8_t* x, int64_t step, const uint8_t* w, int64_t w_a
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
     for (int n = 0; n < kN; ++n) {
-      uint8_t* to = sums + r * kRowBytes + n * kBytes;
+      uint8_t* to = b.sums + r * kRowBytes + n * kBytes;
       if constexpr (Format::kScaled) {
-        V::store(to, V::multiply_add(acc[n][r], scales[n / V::kPerLine],
-                                     first ? V::zero() : V::load(to)));
+        V::store(to, V::multiply_add(acc[n][r], b.scales[n / V::kPerLine],
+                                     b.first ? V::zero() : V::load(to)));
       } else {
         V::store(to, acc[n][r]);
       }
@@ -116,15 +128,11 @@ void multiply_rows(const uint8_t* x, int64_t step, const uint8_t* w, int64_t w_a
 }
 
 template <class Format, int P, int R = 1>
-inline void multiply_any(int64_t n_rows, const uint8_t* x, int64_t step, const uint8_t* w,
-                         int64_t w_apart, int64_t n_tiles, uint8_t* sums, const float* scales,
-                         bool first, const int32_t* starts, Ahead& ahead) {
+inline void multiply_any(int64_t n_rows, const RowsOfBlock& b, Ahead& ahead) {
   if constexpr (R < Format::Vector::kRows) {
-    if (n_rows > R)
-      return multiply_any<Format, P, R + 1>(n_rows, x, step, w, w_apart, n_tiles, sums, scales,
-                                            first, starts, ahead);
+    if (n_rows > R) return multiply_any<Format, P, R + 1>(n_rows, b, ahead);
   }
-  multiply_rows<Format, R, P>(x, step, w, w_apart, n_tiles, sums, scales, first, starts, ahead);
+  multiply_rows<Format, R, P>(b, ahead);
 }
 
 /// A pass: rows [row, row + n_rows) with all panels of the task; `next`: what is multiplied after.
@@ -208,10 +216,21 @@ class BlockPass {
       // A row tile's rows in blocks of nearly equal size.
       const int64_t n = min_of(16, n_rows_ - r), size = ceil_of(n, ceil_of(n, V::kRows));
       for (int64_t i = 0; i < n; i += size) {
-        const auto multiply =
-            b.n_panels == kGroup ? multiply_any<Format, V::kPanels> : multiply_any<Format, 1>;
-        multiply(min_of(size, n - i), x + i * kLine, tile.step, w, apart, b.n_tiles, sums_of(r + i),
-                 scales, b.tile == 0, starts_ + r + i, ahead);
+        const RowsOfBlock rows = {.x = x + i * kLine,
+                                  .step = tile.step,
+                                  .w = w,
+                                  .w_apart = apart,
+                                  .n_tiles = b.n_tiles,
+                                  .sums = sums_of(r + i),
+                                  .starts = starts_ + r + i,
+                                  .scales = scales,
+                                  .first = b.tile == 0};
+        const int64_t n_rows = min_of(size, n - i);
+        if (b.n_panels == kGroup) {
+          multiply_any<Format, V::kPanels>(n_rows, rows, ahead);
+        } else {
+          multiply_any<Format, 1>(n_rows, rows, ahead);
+        }
       }
     }
   }

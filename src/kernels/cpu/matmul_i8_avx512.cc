@@ -18,28 +18,12 @@ namespace {
 // Weights are streamed from memory while few rows are computed: a line is asked for this many bytes
 // before its use. The hardware's own streamer stops at each 4 KiB page.
 constexpr int64_t kPrefetch = 2048;
+constexpr int64_t kManyRows = 9;  // from here on weights are unpacked for all rows
 
 inline __m512i broadcast4(const uint8_t* p) {
   int32_t v;
   __builtin_memcpy(&v, p, 4);
   return _mm512_set1_epi32(v);
-}
-
-// out (+)= float(sum) * (x_scale * row_scale), the reference's order of rounding.
-inline void store_row(float* out, __m512i sum, float x_scale, __m512 row_scales, __mmask16 mask,
-                      bool accumulate) {
-  __m512 v =
-      _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(_mm512_set1_ps(x_scale), row_scales));
-  if (accumulate) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), v);
-  _mm512_mask_storeu_ps(out, mask, v);
-}
-
-// The sum of a row's n_tiles lines of 64 bytes.
-inline int32_t row_sum(const uint8_t* line, int64_t step, int64_t n_tiles) {
-  __m512i sum = _mm512_setzero_si512();
-  for (int64_t t = 0; t < n_tiles; ++t)
-    sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), _mm512_loadu_si512(line + t * step));
-  return _mm512_reduce_add_epi32(sum);
 }
 
 // R rows from x (a row tile's line of its first row) with P panels of int8, `stride` bytes apart:
@@ -154,11 +138,10 @@ inline void int4_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_
 
 // Up to 8 rows of one row tile with all panels of the task, each weight byte read once.
 template <int R, bool kInt4>
-void few_rows(const MatmulTask& task, int64_t row) {
+void few_rows(const MatmulTask& task) {
   const PackedMatrix& w = *task.w;
-  const int64_t in_tile = row % 16;
-  const RowTile tile = row_tile(*task.x, row - in_tile);
-  const uint8_t* x = tile.data + in_tile * kLine;
+  const int64_t row = task.row_begin;
+  const RowTile tile = row_tile(*task.x, row);
   const int64_t n_tiles = ceil_of(w.n_in, kInt4 ? 128 : 64);
   const int64_t stride = n_tiles * (kInt4 ? kInt4Tile : kTile);
   const int64_t n_groups = n_tiles * 4;
@@ -169,7 +152,7 @@ void few_rows(const MatmulTask& task, int64_t row) {
       const int32_t* group_sums = group_sums_of(*task.x, row + r);
       for (int64_t g = 0; g < n_groups; ++g) offsets[r * n_groups + g] = -8 * group_sums[g];
     } else {
-      offsets[r] = -128 * row_sum(x + r * kLine, tile.step, n_tiles);
+      offsets[r] = -128 * row_sum_of(*task.x, row + r);
     }
   }
   const int64_t half = stream_panels(task.n_panels);
@@ -178,18 +161,18 @@ void few_rows(const MatmulTask& task, int64_t row) {
     __m512i sums[P][R];
     const uint8_t* from = tiles_of(w) + first * stride;
     if constexpr (kInt4) {
-      int4_panels<R, P>(x, tile.step, from, half * stride, n_tiles, offsets, n_groups, sums);
+      int4_panels<R, P>(tile.data, tile.step, from, half * stride, n_tiles, offsets, n_groups,
+                        sums);
     } else {
-      int8_panels<R, P>(x, tile.step, from, half * stride, n_tiles, offsets, sums);
+      int8_panels<R, P>(tile.data, tile.step, from, half * stride, n_tiles, offsets, sums);
     }
     for (int p = 0; p < P; ++p) {
       const int64_t panel = first + p * half;
-      const __m512 row_scales = _mm512_loadu_ps(w.row_scales + panel * kPanelRows);
-      float* out = task.out + (row - task.row_begin) * task.out_stride +
-                   (panel - task.panel_begin) * kPanelRows;
+      const Vector512::Writer writer(w, panel, true);
+      float* out = task.out + (panel - task.panel_begin) * kPanelRows;
       for (int r = 0; r < R; ++r)
-        store_row(out + r * task.out_stride, sums[p][r], task.x->scales[row + r], row_scales,
-                  output_mask(w, panel), task.accumulate);
+        writer.write(_mm512_castsi512_ps(sums[p][r]), task.x->scales[row + r], task.accumulate,
+                     out + r * task.out_stride);
     }
   };
   constexpr int kStreams = R <= 4 ? 2 : 1;
@@ -206,28 +189,21 @@ void few_rows(const MatmulTask& task, int64_t row) {
 }
 
 template <bool kInt4>
-void up_to_eight_rows(const MatmulTask& task) {
-  static constexpr void (*kFew[])(const MatmulTask&, int64_t) = {
+void few_rows(const MatmulTask& task) {
+  static constexpr void (*kFew[kManyRows - 1])(const MatmulTask&) = {
       few_rows<1, kInt4>, few_rows<2, kInt4>, few_rows<3, kInt4>, few_rows<4, kInt4>,
       few_rows<5, kInt4>, few_rows<6, kInt4>, few_rows<7, kInt4>, few_rows<8, kInt4>};
-  kFew[task.n_rows - 1](task, task.row_begin);
+  kFew[task.n_rows - 1](task);
 }
 
 // -- many rows ------------------------------------------------------------------------------------
-
-constexpr int64_t kManyRows = 9;  // from here on
 
 // Both formats as unsigned bytes w + 128, whose surplus is 128 times the sum of the activations.
 struct Unsigned {
   using Vector = Vector512;
   static constexpr bool kInteger = true, kUnpacked = true, kScaled = false;
   static int64_t block_tiles(const PackedMatrix&) { return kBlockTiles; }
-  static int32_t start(const PackedRows& x, int64_t row) {
-    const int32_t* group_sums = group_sums_of(x, row);
-    int32_t sum = 0;
-    for (int64_t g = 0; g < ceil_of(x.n_cols, kInt4GroupCols); ++g) sum += group_sums[g];
-    return -128 * sum;
-  }
+  static int32_t start(const PackedRows& x, int64_t row) { return -128 * row_sum_of(x, row); }
   static inline __attribute__((always_inline)) __m512i dot(__m512i sum, __m512i weights,
                                                            __m512i x) {
     return _mm512_dpbusd_epi32(sum, weights, x);
@@ -254,11 +230,11 @@ struct Int4 : Unsigned {
 }  // namespace
 
 void matmul_i8_int8_avx512(const MatmulTask& task) {
-  if (task.n_rows < kManyRows) return up_to_eight_rows<false>(task);
+  if (task.n_rows < kManyRows) return few_rows<false>(task);
   many_rows<Int8>(task);
 }
 void matmul_i8_int4_avx512(const MatmulTask& task) {
-  if (task.n_rows < kManyRows) return up_to_eight_rows<true>(task);
+  if (task.n_rows < kManyRows) return few_rows<true>(task);
   many_rows<Int4>(task);
 }
 

@@ -152,14 +152,6 @@ inline void int4_panel(const uint8_t* x, int64_t step, const uint8_t* w, int64_t
   }
 }
 
-/// -128 times the sum of a row: int8's surplus as unsigned bytes q + 128.
-inline int32_t unsigned_start(const PackedRows& x, int64_t row) {
-  const int32_t* group_sums = group_sums_of(x, row);
-  int32_t sum = 0;
-  for (int64_t g = 0; g < ceil_of(x.n_cols, kInt4GroupCols); ++g) sum += group_sums[g];
-  return -128 * sum;
-}
-
 // R rows of one row tile with all panels of the task.
 template <int R, bool kInt4>
 void few_rows(const MatmulTask& task) {
@@ -171,7 +163,7 @@ void few_rows(const MatmulTask& task) {
   for (int r = 0; r < R; ++r) {
     const int32_t* group_sums = group_sums_of(*task.x, task.row_begin + r);
     for (int64_t g = 0; kInt4 && g < n_groups; ++g) offsets[r * n_groups + g] = -8 * group_sums[g];
-    if (!kInt4) offsets[r] = unsigned_start(*task.x, task.row_begin + r);
+    if (!kInt4) offsets[r] = -128 * row_sum_of(*task.x, task.row_begin + r);
   }
   alignas(64) uint8_t sums[R * kLine];
   for (int64_t p = 0; p < task.n_panels; ++p) {
@@ -198,12 +190,12 @@ void few_rows(const MatmulTask& task) {
 
 // -- many rows ------------------------------------------------------------------------------------
 
-// Both formats as unsigned bytes w + 128.
+// Both formats as unsigned bytes w + 128, whose surplus is 128 times the sum of the activations.
 struct Unsigned {
   using Vector = Vector256;
   static constexpr bool kInteger = true, kUnpacked = true, kScaled = false;
   static int64_t block_tiles(const PackedMatrix&) { return kBlockTiles; }
-  static int32_t start(const PackedRows& x, int64_t row) { return unsigned_start(x, row); }
+  static int32_t start(const PackedRows& x, int64_t row) { return -128 * row_sum_of(x, row); }
   static inline __attribute__((always_inline)) __m256i dot(__m256i sum, __m256i weights,
                                                            __m256i x) {
     return _mm256_dpbusd_avx_epi32(sum, weights, x);

@@ -43,6 +43,14 @@ struct RowTile {
   return x.group_sums + row * (ceil_of(x.n_cols, kKPad) * (kKPad / kInt4GroupCols));
 }
 
+/// The sum of a row (i8).
+[[maybe_unused]] inline int32_t row_sum_of(const PackedRows& x, int64_t row) {
+  const int32_t* group_sums = group_sums_of(x, row);
+  int32_t sum = 0;
+  for (int64_t g = 0; g < ceil_of(x.n_cols, kInt4GroupCols); ++g) sum += group_sums[g];
+  return sum;
+}
+
 /// Bytes of a panel of a format whose tiles have `cols` columns and `bytes` bytes.
 [[maybe_unused]] inline int64_t panel_stride(const PackedMatrix& w, int64_t cols, int64_t bytes) {
   return ceil_of(w.n_in, cols) * bytes;

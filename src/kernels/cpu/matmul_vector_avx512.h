@@ -28,7 +28,12 @@ struct Vector512 {
       if (integer) row_scales_ = _mm512_loadu_ps(w.row_scales + panel * kPanelRows);
     }
     inline void write(const uint8_t* sums, float x_scale, bool accumulate, float* out) const {
-      __m512 v = _mm512_load_ps(sums);
+      write(_mm512_load_ps(sums), x_scale, accumulate, out);
+    }
+    /// sums: of floats, or the bits of integers. Those become float(sum) * (x_scale * row_scale),
+    /// the reference's order of rounding.
+    inline void write(__m512 sums, float x_scale, bool accumulate, float* out) const {
+      __m512 v = sums;
       if (integer_)
         v = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(v)),
                           _mm512_mul_ps(_mm512_set1_ps(x_scale), row_scales_));
