@@ -51,6 +51,7 @@ struct AbsorbedPages {
   int64_t sum_stride = 0;
   std::byte* scratch = nullptr;
 };
+
 // -- expanded: rows of one head ----------------------------------------------------------------
 
 constexpr bool expanded_fits_tiles(int64_t qk, int64_t value) {
@@ -76,6 +77,7 @@ struct ExpandedPage {
   int64_t v_stride = 0, value = 0;
   int64_t n_keys = 0;
 };
+
 struct ExpandedRows {
   const std::byte* q = nullptr;  ///< rows, a multiple of 32 (whatever they hold from n_rows on)
   int64_t n_rows = 0;
