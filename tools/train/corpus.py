@@ -1,8 +1,10 @@
-"""The fairy-tale books as clean text, split into tales, and as "read me something about ..." turns."""
+"""The fairy-tale books as clean text, split into tales, and as turns: "tell me a story about ...", "read me ..."."""
 import collections
 import pathlib
 import random
 import re
+
+import stories
 
 HELD_OUT = "the-brown-fairy-book"  # never trained on; used for perplexity
 
@@ -75,6 +77,7 @@ def an(noun):
 ASK = ["Read me something about {}.", "Read me an old tale about {}.", "Read to me about {}.", "Tell me an old tale about {}.",
        "An old tale about {}, please.", "What do the old books tell about {}?"]
 ASK_ANY = ["Read me something.", "Read me an old tale.", "Tell me an old tale."]
+AS_STORIES = 0.6  # share of passages that are asked for in the words of stories.py: "tell me a story about ..."
 
 
 def story_turn(rng, tale, max_chars=1100):
@@ -95,15 +98,16 @@ def story_turn(rng, tale, max_chars=1100):
         return None
     others = [s for s in found if s != main][:3]
     thoughts = f"From a book, about {an(main)}" + (", with " + ", ".join(map(an, others)) if others else "") + "."
+    any_of, asks = (stories.ASK_ANY, stories.ASK) if rng.random() < AS_STORIES else (ASK_ANY, ASK)
     pick = rng.random()
     if pick < 0.08 and start == 0:
-        ask = rng.choice(ASK_ANY)
+        ask = rng.choice(any_of)
     elif pick < 0.2 and start == 0 and not title.startswith("Chapter"):
-        ask = rng.choice(ASK).format(re.sub(r"^The (Story|Tale|History|Adventures) of ", "", title))
+        ask = rng.choice(asks).format(re.sub(r"^The (Story|Tale|History|Adventures) of ", "", title))
     elif pick < 0.5 and others:
-        ask = rng.choice(ASK).format(an(main) + " and " + an(others[0]))
+        ask = rng.choice(asks).format(an(main) + " and " + an(others[0]))
     else:
-        ask = rng.choice(ASK).format(an(main))
+        ask = rng.choice(asks).format(an(main))
     return ask, thoughts, answer
 
 

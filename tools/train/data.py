@@ -9,7 +9,7 @@ import exercises
 import stories
 
 BOS, EOS = 0, 1
-COMPOSED = 0.65  # share of story turns that a program composed; the others are passages of the books
+COMPOSED = 0.72  # share of story turns that a program composed; the others are passages of the books
 TWO_TURNS = 0.06  # share of exercises that follow an earlier, answered one
 
 

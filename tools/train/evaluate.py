@@ -32,7 +32,7 @@ def split(text):
 def accuracies(model, text, data, cases, temperature):
     out = {}
     for kind in data.kinds:
-        asked = [exercises.exercise(data.rng, kind, test=True) for _ in range(cases)]
+        asked = exercises.unseen(data.rng, kind, cases)
         said = generate(model, [[BOS] + text.prompt(ask) for ask, _, _ in asked], 200, temperature, 0.95)
         good = [exercises.right(kind, split(text.plain(ids))[1], answer) for ids, (_, _, answer) in zip(said, asked)]
         out[kind] = sum(good) / cases

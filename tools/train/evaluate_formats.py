@@ -30,7 +30,7 @@ def accuracy(args, fmt):
     """kind -> share of right answers; the same questions for every format."""
     rng, asked = random.Random(99), []
     for kind in exercises.KINDS:
-        asked += [(kind, *exercises.exercise(rng, kind, test=True)) for _ in range(args.cases)]
+        asked += [(kind, *case) for case in exercises.unseen(rng, kind, args.cases)]
     lines = "".join(f"{ask}\n/reset\n" for _, ask, _, _ in asked)
     out = subprocess.run([args.exo, "run", args.model, "--format", fmt, "--greedy", "--max-generate-tokens", "200",
                           "--threads", str(args.threads)], input=lines,
