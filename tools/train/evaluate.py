@@ -43,20 +43,22 @@ def accuracies(model, text, data, cases, temperature):
 
 def two_digit_sums(model, text, cases):
     """The additions of the project's target: both numbers of two digits, unseen."""
-    rng, asked = random.Random(11), []
+    rng, asked, pairs = random.Random(11), [], set()
     while len(asked) < cases:
         a, b = rng.randrange(10, 100), rng.randrange(10, 100)
-        if exercises.is_test("addition", min(a, b), max(a, b)):
+        if (min(a, b), max(a, b)) not in pairs and exercises.is_test("addition", min(a, b), max(a, b)):
+            pairs.add((min(a, b), max(a, b)))
             asked.append((f"What is {a} + {b}?", f"{a} + {b} = {a + b}"))
     said = generate(model, [[BOS] + text.prompt(q) for q, _ in asked], 120)
     return sum(split(text.plain(s))[1] == a for s, (_, a) in zip(said, asked)) / cases
 
 
 def two_digit_comparisons(model, text, cases):
-    rng, asked = random.Random(12), []
+    rng, asked, pairs = random.Random(12), [], set()
     while len(asked) < cases:
         a, b = rng.randrange(10, 100), rng.randrange(10, 100)
-        if a != b and exercises.is_test("comparison", min(a, b), max(a, b)):
+        if a != b and (min(a, b), max(a, b)) not in pairs and exercises.is_test("comparison", min(a, b), max(a, b)):
+            pairs.add((min(a, b), max(a, b)))
             asked.append((f"Which is larger, {a} or {b}?", f"{max(a, b)} is larger."))
     said = generate(model, [[BOS] + text.prompt(q) for q, _ in asked], 120)
     return sum(split(text.plain(s))[1] == a for s, (_, a) in zip(said, asked)) / cases

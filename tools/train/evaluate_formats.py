@@ -1,9 +1,12 @@
 """The model card's figures for every weight format, all of them from the engine itself.
 
-    python evaluate_formats.py --exo ../../build/release/exo --model ../../models/tiny --corpus FOLDER [--cases 200] [--out formats.json]
+    python export.py --fp8-of ../../models/tiny --out ../../build/tiny-fp8
+    python evaluate_formats.py --exo ../../build/release/exo --model ../../models/tiny --fp8-model ../../build/tiny-fp8 \\
+        --corpus FOLDER [--cases 200] [--out formats.json]
 
 Perplexity of the held-out book, KL divergence and agreement of the best token with bf16 (`exo perplexity --against`), and
-the exercises asked one by one, greedily (`exo run` through a pipe, /reset after each question).
+the exercises asked one by one, greedily (`exo run` through a pipe, /reset after each question). The engine's fp8 keeps an FP8
+checkpoint's own weights, so that column is measured on the model as such a checkpoint.
 """
 import argparse
 import json
@@ -15,11 +18,15 @@ import tempfile
 import corpus
 import exercises
 
-FORMATS = ["bf16", "int8", "int4"]  # fp8 keeps an FP8 checkpoint's own weights; this one has none
+FORMATS = ["bf16", "int8", "int4", "fp8"]
+
+
+def folder_of(args, fmt):
+    return args.fp8_model if fmt == "fp8" else args.model
 
 
 def perplexity(args, fmt, book):
-    command = [args.exo, "perplexity", args.model, "--format", fmt, "--file", book, "--context", "512",
+    command = [args.exo, "perplexity", folder_of(args, fmt), "--format", fmt, "--file", book, "--context", "512",
                "--tokens", str(args.tokens), "--threads", str(args.threads), "--json"]
     if fmt != "bf16":
         command += ["--against", args.model, "--against-format", "bf16"]
@@ -32,7 +39,7 @@ def accuracy(args, fmt):
     for kind in exercises.KINDS:
         asked += [(kind, *case) for case in exercises.unseen(rng, kind, args.cases)]
     lines = "".join(f"{ask}\n/reset\n" for _, ask, _, _ in asked)
-    out = subprocess.run([args.exo, "run", args.model, "--format", fmt, "--greedy", "--max-generate-tokens", "200",
+    out = subprocess.run([args.exo, "run", folder_of(args, fmt), "--format", fmt, "--greedy", "--max-generate-tokens", "200",
                           "--threads", str(args.threads)], input=lines,
                          check=True, capture_output=True, text=True).stdout
     said = out.split("<think>")[1:]
@@ -47,6 +54,7 @@ def main():
     args = argparse.ArgumentParser()
     args.add_argument("--exo", required=True)
     args.add_argument("--model", required=True)
+    args.add_argument("--fp8-model", required=True, help="the same model as an FP8 checkpoint, by export.py")
     args.add_argument("--corpus", required=True)
     args.add_argument("--cases", type=int, default=200, help="of each kind")
     args.add_argument("--tokens", type=int, default=40000)

@@ -1,6 +1,9 @@
 """Training state <-> Hugging Face folder (DeepSeek-V3 names, the MTP layer stored after the last one).
 
     python export.py --state state.pt --tokenizer tokenizer.json --template deepseek-r1.jinja --out models/tiny
+    python export.py --fp8-of models/tiny --out build/tiny-fp8
+
+The second form writes a bf16 folder as an FP8 checkpoint in DeepSeek's form, to measure that format with.
 """
 import argparse
 import json
@@ -8,6 +11,7 @@ import pathlib
 import shutil
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from model import CONFIG, Model, bf16
@@ -76,15 +80,54 @@ def config(c):
         use_cache=True, **{k: int(v) if k == "rope_theta" else v for k, v in c.items()})
 
 
+FP8_BLOCK = 128
+FP8_LARGEST = 448.0
+
+
+def fp8(weight):
+    """(e4m3 codes, float32 factor of every block of 128 x 128): weight is about code * factor."""
+    rows, cols = weight.shape
+    blocks = F.pad(weight.float(), (0, -cols % FP8_BLOCK, 0, -rows % FP8_BLOCK))
+    blocks = blocks.unflatten(1, (-1, FP8_BLOCK)).unflatten(0, (-1, FP8_BLOCK))  # [block, row, block, column]
+    factor = blocks.abs().amax((1, 3)) / FP8_LARGEST
+    factor[factor == 0] = 1.0
+    codes = (blocks / factor[:, None, :, None]).flatten(2, 3).flatten(0, 1)[:rows, :cols]
+    return codes.to(torch.float8_e4m3fn).contiguous(), factor
+
+
+def write_fp8(source, out):
+    """What DeepSeek-V3 stores in FP8: every projection of attention and MLPs; the gate, MTP's eh_proj, the embedding and
+    the head stay in bf16."""
+    tensors = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if name.endswith(("_proj.weight", "kv_a_proj_with_mqa.weight")) and not name.endswith("eh_proj.weight"):
+            tensors[name], tensors[name + "_scale_inv"] = fp8(tensor)
+        else:
+            tensors[name] = tensor
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = dict(activation_scheme="dynamic", fmt="e4m3", quant_method="fp8",
+                                         weight_block_size=[FP8_BLOCK, FP8_BLOCK])
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(source / name, out / name)
+
+
 def main():
     args = argparse.ArgumentParser()
-    args.add_argument("--state", required=True)
-    args.add_argument("--tokenizer", required=True)
-    args.add_argument("--template", required=True, help="R1's chat template")
+    args.add_argument("--state")
+    args.add_argument("--tokenizer")
+    args.add_argument("--template", help="R1's chat template")
+    args.add_argument("--fp8-of", help="a bf16 folder to write as an FP8 checkpoint, instead of a training state")
     args.add_argument("--out", required=True)
     args = args.parse_args()
     out = pathlib.Path(args.out)
+    if not args.fp8_of and not (args.state and args.tokenizer and args.template):
+        raise SystemExit("export.py needs --state, --tokenizer and --template, or --fp8-of")
     out.mkdir(parents=True, exist_ok=True)
+    if args.fp8_of:
+        write_fp8(pathlib.Path(args.fp8_of), out)
+        return
 
     state = torch.load(args.state, map_location="cpu")
     own = dict(state["optimiser"]["master"])
