@@ -77,12 +77,15 @@ def an(noun):
 ASK = ["Read me something about {}.", "Read me an old tale about {}.", "Read to me about {}.", "Tell me an old tale about {}.",
        "An old tale about {}, please.", "What do the old books tell about {}?"]
 ASK_ANY = ["Read me something.", "Read me an old tale.", "Tell me an old tale."]
-AS_STORIES = 0.6  # share of passages that are asked for in the words of stories.py: "tell me a story about ..."
+# Passages that are asked for in the words of stories.py, "tell me a story about ...": their share, and the share of all
+# passages that those about one subject may be. The books are full of kings; the composed tales are about all alike, and
+# should be what is mostly told of each.
+AS_STORIES, OF_ONE_SUBJECT = 0.6, 0.012
 
 
-def story_turn(rng, tale, max_chars=1100):
-    """(question, thoughts, answer): a passage of the tale that opens with its subject, or None."""
-    title, paragraphs = tale
+def passage(rng, tale, max_chars=1100):
+    """(text, its subjects with the main one first, whether it opens the tale), or None where it has no subject."""
+    _, paragraphs = tale
     start = 0 if rng.random() < 0.4 else rng.randrange(len(paragraphs))
     text, want = [], rng.randrange(300, max_chars)
     for p in paragraphs[start:]:
@@ -96,15 +99,32 @@ def story_turn(rng, tale, max_chars=1100):
     main = next((s for s in found if s in subjects(text[0][:300])), None)
     if main is None:
         return None
-    others = [s for s in found if s != main][:3]
+    return answer, [main] + [s for s in found if s != main][:3], start == 0
+
+
+def shares(tales, size, n=4000):
+    """subject -> share of the passages about it."""
+    rng = random.Random(7)
+    found = filter(None, (passage(rng, t) for t in rng.choices(tales, size, k=n)))
+    count = collections.Counter(subjects[0] for _, subjects, _ in found)
+    return {s: k / count.total() for s, k in count.items()}
+
+
+def story_turn(rng, tale, share):
+    """(question, thoughts, answer): a passage of the tale that opens with its subject, or None. share: as of shares()."""
+    title, found = tale[0], passage(rng, tale)
+    if found is None:
+        return None
+    answer, (main, *others), opens = found
     thoughts = f"From a book, about {an(main)}" + (", with " + ", ".join(map(an, others)) if others else "") + "."
-    any_of, asks = (stories.ASK_ANY, stories.ASK) if rng.random() < AS_STORIES else (ASK_ANY, ASK)
+    as_story = rng.random() < min(AS_STORIES, OF_ONE_SUBJECT / share.get(main, 1e-3))
+    any_of, asks = (stories.ASK_ANY, stories.ASK) if as_story else (ASK_ANY, ASK)
     pick = rng.random()
-    if pick < 0.08 and start == 0:
+    if pick < 0.08 and opens:
         ask = rng.choice(any_of)
-    elif pick < 0.2 and start == 0 and not title.startswith("Chapter"):
+    elif pick < 0.2 and opens and not title.startswith("Chapter"):
         ask = rng.choice(asks).format(re.sub(r"^The (Story|Tale|History|Adventures) of ", "", title))
-    elif pick < 0.5 and others:
+    elif pick < 0.5 and others and not as_story:
         ask = rng.choice(asks).format(an(main) + " and " + an(others[0]))
     else:
         ask = rng.choice(asks).format(an(main))
@@ -117,7 +137,8 @@ if __name__ == "__main__":
     every = books(sys.argv[1])
     print(len(every), "tales", sum(len(x) for _, p in every for x in p), "characters")
     print([t for t, _ in every][::9])
-    turns = [story_turn(rng, rng.choice(every)) for _ in range(300)]
+    share = shares(every, [sum(map(len, p)) for _, p in every])
+    turns = [story_turn(rng, rng.choice(every), share) for _ in range(300)]
     print(sum(t is None for t in turns), "of 300 passages unsuited")
     for t in [t for t in turns if t][:4]:
         print(t)

@@ -56,6 +56,7 @@ class Data:
             self.stream += [BOS] + e.ids + [EOS]
         self.stream = torch.tensor(self.stream)
         self.size = [sum(map(len, p)) for _, p in self.tales]
+        self.share = corpus.shares(self.tales, self.size)
         self.kinds = list(exercises.KINDS)
         self.weigh({})
 
@@ -69,7 +70,7 @@ class Data:
     def turn(self):
         composed = self.rng.random() < COMPOSED
         while True:
-            found = stories.story(self.rng) if composed else corpus.story_turn(self.rng, self.rng.choices(self.tales, self.size)[0])
+            found = stories.story(self.rng) if composed else corpus.story_turn(self.rng, self.rng.choices(self.tales, self.size)[0], self.share)
             if found:
                 ask, thoughts, answer = found
                 return [BOS] + self.text.prompt(ask), self.text.reply(thoughts, answer)
