@@ -25,7 +25,7 @@ FOOD = ["a piece of bread", "a red apple", "some cheese", "an onion", "a little 
 GIFTS = ["a golden ring", "a bag of silver", "a magic whistle", "a red cloak", "a silver cup", "a golden key", "a little bell",
          "a feather of gold"]
 DAYS = ["One day", "One morning", "One evening", "One winter night", "One fine summer day", "Early one morning"]
-TIMES = ["three days and three nights", "a whole day", "seven days", "many hours", "till the sun went down"]
+TIMES = ["three days and three nights", "a whole day", "seven days", "many hours", "half the night"]
 
 OPEN = ["Once upon a time there was {a_poor} who lived {place}.", "Long ago {a_poor} lived {place}.",
         "There was once {a_poor} who lived {place}.", "Once there lived, {place}, {a_poor}.",
