@@ -1,10 +1,13 @@
 // ops::linear over a list of matrices far larger than the caches, as a forward runs it: GB/s of
 // weights and TOPS, each as a share of the limit measured at the start of this program. Names:
-// <isa>/<format>/<rows>/<threads>. At few rows the memory binds, at many the matrix unit.
+// <isa>/<format>/<rows>/<threads>. At few rows the memory binds, at many the matrix unit. With
+// /outliers behind it, 0.1% of the columns are 100 times as large and kept as wide integers
+// (ops/wide_columns.h).
 //   matmul_bench --benchmark_filter='amx/int4/.*/2'
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -19,7 +22,7 @@
 namespace exo::kernels::cpu {
 namespace {
 
-constexpr int64_t kOut = 1408, kIn = 2048, kMaxRows = 512;
+constexpr int64_t kOut = 1408, kIn = 2048, kOutlierColumns = 2;
 constexpr int64_t kWeightBytes = int64_t{192} << 20;  // the list's size: no cache holds it
 
 // A list of matrices of random bytes in one block of memory.
@@ -69,7 +72,7 @@ MachineLimits limits_of(Isa isa, int n_threads) {
 }
 
 void linear_bench(benchmark::State& state, Isa isa, WeightFormat format, int64_t n_rows,
-                  int n_threads) {
+                  int n_threads, bool outliers) {
   static std::map<WeightFormat, Matrices> cache;
   if (!cache.contains(format)) {
     cache.clear();
@@ -79,7 +82,9 @@ void linear_bench(benchmark::State& state, Isa isa, WeightFormat format, int64_t
   const MachineLimits limits = limits_of(isa, n_threads);
   ops::testing::TestContext t(table(isa), n_threads);
   const DType activation = ops::activation_dtype(format, false);
-  const auto x = ops::testing::random_floats(n_rows * kIn, 2);
+  auto x = ops::testing::random_floats(n_rows * kIn, 2);
+  for (int64_t i = 77; outliers && i < n_rows * kIn; i += kIn / kOutlierColumns)
+    x[static_cast<size_t>(i)] = std::copysign(100.0f, x[static_cast<size_t>(i)]);
   std::vector<float> out(static_cast<size_t>(n_rows * kOut));
   const PackedRows packed = *ops::pack(make_view(x.data(), {n_rows, kIn}), activation, t.ctx);
   size_t next = 0;
@@ -112,9 +117,14 @@ void register_all() {
         for (int threads = 1; threads <= n_cpus; threads = threads < n_cpus ? n_cpus : n_cpus + 1) {
           const std::string name = std::string(to_string(isa)) + "/" + std::string(to_string(f)) +
                                    "/" + std::to_string(rows) + "/" + std::to_string(threads);
-          benchmark::RegisterBenchmark(name.c_str(), linear_bench, isa, f, rows, threads)
-              ->UseRealTime()
-              ->Unit(benchmark::kMicrosecond);
+          const bool integers = f == WeightFormat::int4 || f == WeightFormat::int8;
+          for (const bool outliers : {false, true}) {
+            if (outliers && !integers) continue;
+            benchmark::RegisterBenchmark((name + (outliers ? "/outliers" : "")).c_str(),
+                                         linear_bench, isa, f, rows, threads, outliers)
+                ->UseRealTime()
+                ->Unit(benchmark::kMicrosecond);
+          }
         }
       }
     }
