@@ -271,5 +271,35 @@ inline void many_rows(const MatmulTask& task) {
         .run();
 }
 
+/// What integer weights are for a vector V that multiplies unsigned by signed bytes (dot_bytes):
+/// bytes w + 128, whose surplus is 128 times the sum of the activations.
+template <class V>
+struct IntegerFormat {
+  using Vector = V;
+  static constexpr bool kInteger = true, kUnpacked = true, kScaled = false;
+  static int64_t block_tiles(const PackedMatrix&) { return kBlockTiles; }
+  static int32_t start(const PackedRows& x, int64_t row) { return -128 * row_sum_of(x, row); }
+  static inline __attribute__((always_inline)) typename V::Int dot(typename V::Int sum,
+                                                                   typename V::Int weights,
+                                                                   typename V::Int x) {
+    return V::dot_bytes(sum, weights, x);
+  }
+};
+
+template <class V>
+struct Int8Format : IntegerFormat<V> {
+  static constexpr int64_t kSourceCols = 64, kSourceBytes = kTile, kTilesPerSource = 1;
+  static void unpack(const uint8_t* tile, uint8_t* to) {
+    for (int64_t i = 0; i < kTile; i += kLine / V::kPerLine)
+      V::store(to + i, V::add_128(V::load(tile + i)));
+  }
+};
+
+/// The source of int4 weights; unpack is the instruction set's.
+template <class V>
+struct Int4Format : IntegerFormat<V> {
+  static constexpr int64_t kSourceCols = 128, kSourceBytes = kInt4Tile, kTilesPerSource = 2;
+};
+
 }  // namespace
 }  // namespace exo::kernels::cpu

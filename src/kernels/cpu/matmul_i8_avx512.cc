@@ -198,29 +198,9 @@ void few_rows(const MatmulTask& task) {
 
 // -- many rows ------------------------------------------------------------------------------------
 
-// Both formats as unsigned bytes w + 128, whose surplus is 128 times the sum of the activations.
-struct Unsigned {
-  using Vector = Vector512;
-  static constexpr bool kInteger = true, kUnpacked = true, kScaled = false;
-  static int64_t block_tiles(const PackedMatrix&) { return kBlockTiles; }
-  static int32_t start(const PackedRows& x, int64_t row) { return -128 * row_sum_of(x, row); }
-  static inline __attribute__((always_inline)) __m512i dot(__m512i sum, __m512i weights,
-                                                           __m512i x) {
-    return _mm512_dpbusd_epi32(sum, weights, x);
-  }
-};
+using Int8 = Int8Format<Vector512>;
 
-struct Int8 : Unsigned {
-  static constexpr int64_t kSourceCols = 64, kSourceBytes = kTile, kTilesPerSource = 1;
-  static void unpack(const uint8_t* tile, uint8_t* to) {
-    const __m512i flip = _mm512_set1_epi8(-128);
-    for (int64_t i = 0; i < kTile; i += kLine)
-      _mm512_store_si512(to + i, _mm512_xor_si512(_mm512_loadu_si512(tile + i), flip));
-  }
-};
-
-struct Int4 : Unsigned {
-  static constexpr int64_t kSourceCols = 128, kSourceBytes = kInt4Tile, kTilesPerSource = 2;
+struct Int4 : Int4Format<Vector512> {
   static void unpack(const uint8_t* tile, uint8_t* to) {
     unpack_int4_half<true>(tile, 0, to);
     unpack_int4_half<true>(tile, 1, to);

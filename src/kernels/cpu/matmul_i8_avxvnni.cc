@@ -35,6 +35,10 @@ struct Vector256 {
   static Int set(int32_t v) { return _mm256_set1_epi32(v); }
   static Int load(const uint8_t* p) { return cpu::load(p); }
   static void store(uint8_t* p, Int v) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), v); }
+  static Int add_128(Int v) { return _mm256_xor_si256(v, _mm256_set1_epi8(-128)); }
+  static inline __attribute__((always_inline)) Int dot_bytes(Int sum, Int weights, Int x) {
+    return _mm256_dpbusd_avx_epi32(sum, weights, x);
+  }
 
   class Writer {
    public:
@@ -190,26 +194,7 @@ void few_rows(const MatmulTask& task) {
 
 // -- many rows ------------------------------------------------------------------------------------
 
-// Both formats as unsigned bytes w + 128, whose surplus is 128 times the sum of the activations.
-struct Unsigned {
-  using Vector = Vector256;
-  static constexpr bool kInteger = true, kUnpacked = true, kScaled = false;
-  static int64_t block_tiles(const PackedMatrix&) { return kBlockTiles; }
-  static int32_t start(const PackedRows& x, int64_t row) { return -128 * row_sum_of(x, row); }
-  static inline __attribute__((always_inline)) __m256i dot(__m256i sum, __m256i weights,
-                                                           __m256i x) {
-    return _mm256_dpbusd_avx_epi32(sum, weights, x);
-  }
-};
-
-struct Int8 : Unsigned {
-  static constexpr int64_t kSourceCols = 64, kSourceBytes = kTile, kTilesPerSource = 1;
-  static void unpack(const uint8_t* tile, uint8_t* to) {
-    const __m256i flip = _mm256_set1_epi8(-128);
-    for (int64_t i = 0; i < kTile; i += 32)
-      Vector256::store(to + i, _mm256_xor_si256(load(tile + i), flip));
-  }
-};
+using Int8 = Int8Format<Vector256>;
 
 // Of 8 outputs and one group: how (q ^ flip) * size - offset gives m * (q - 8) + 128 in bytes, as
 // in unpack_int4_avx512.h.
@@ -230,8 +215,7 @@ struct Multiplier {
   }
 };
 
-struct Int4 : Unsigned {
-  static constexpr int64_t kSourceCols = 128, kSourceBytes = kInt4Tile, kTilesPerSource = 2;
+struct Int4 : Int4Format<Vector256> {
   static void unpack(const uint8_t* tile, uint8_t* to) {
     const __m256i nibble = _mm256_set1_epi8(15), high_nibble = _mm256_set1_epi8(-16);
     for (int half = 0; half < 2; ++half) {

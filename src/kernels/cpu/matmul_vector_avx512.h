@@ -14,6 +14,10 @@ struct Vector512 {
   static Int set(int32_t v) { return _mm512_set1_epi32(v); }
   static Int load(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static void store(uint8_t* p, Int v) { _mm512_store_si512(p, v); }
+  static Int add_128(Int v) { return _mm512_xor_si512(v, _mm512_set1_epi8(-128)); }
+  static inline __attribute__((always_inline)) Int dot_bytes(Int sum, Int weights, Int x) {
+    return _mm512_dpbusd_epi32(sum, weights, x);
+  }
   /// before + part * scale, in f32.
   static Int multiply_add(Int part, float scale, Int before) {
     return _mm512_castps_si512(_mm512_fmadd_ps(_mm512_castsi512_ps(part), _mm512_set1_ps(scale),
