@@ -151,7 +151,7 @@ def words_for(rng, hero, other, thing):
 def story(rng):
     everybody = [*PEOPLE, *BEASTS]
     hero, other = rng.sample(everybody, 2)
-    thing = rng.choice(THINGS) if rng.random() < 0.2 else None
+    thing = rng.choice(THINGS) if rng.random() < 0.25 else None
     word = rng.choice(ADJECTIVES) if rng.random() < 0.3 else rng.choice(POOR)
     w = words_for(rng, hero, other, thing)
     w["a_poor"] = an(f"{word} {hero}")
@@ -176,7 +176,7 @@ def story(rng):
     if pick < 0.1:
         ask = rng.choice(ASK_ANY)
     elif thing:
-        ask = rng.choice(ASK).format(an(thing))
+        ask = rng.choice(ASK).format((an(hero) + " and " if rng.random() < 0.5 else "") + an(thing))
     elif pick < 0.45:
         ask = rng.choice(ASK).format(an(hero) + " and " + an(other))
     elif pick < 0.6:
