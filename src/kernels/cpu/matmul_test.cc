@@ -2,10 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstdlib>
 #include <tuple>
 
 #include "ops/testing/packed.h"
@@ -159,15 +157,6 @@ TEST(Isa, NamesAreParsedAndUnknownOnesListTheKnown) {
   ASSERT_FALSE(r.ok());
   EXPECT_NE(r.status().message().find("reference"), std::string::npos);
   for (Isa isa : supported_isas()) EXPECT_EQ(table(isa).name, to_string(isa));
-}
-
-// The program with tiles in software is told to (tests/CMakeLists.txt).
-TEST(Isa, EmulatedTilesAreThere) {
-  const auto isas = supported_isas();
-  const auto here = [&](Isa isa) { return std::find(isas.begin(), isas.end(), isa) != isas.end(); };
-  const char* wanted = std::getenv("EXO_TEST_EMULATED_AMX");
-  if (wanted == nullptr || !here(Isa::avx512bf16)) GTEST_SKIP() << "not the program for it";
-  EXPECT_TRUE(here(Isa::amx));
 }
 
 TEST(FindMatmul, AForcedInstructionSetHasItsOwnCode) {
