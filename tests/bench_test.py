@@ -28,11 +28,11 @@ def every_format(home):
         decode, prefill = result["results"]
         # The limits are those of the units that the format is computed with (attention, not counted there, is less than a
         # third of so short a prompt's operations).
-        units = machine["int8_tops"] if activation == "int8" else machine["bf16_tflops"]
+        units = prefill["int8_tops"] if activation == "int8" else prefill["bf16_tflops"]
         by_units = units * 1e12 / prefill["ops_per_token"]
         assert prefill["limit_tokens_per_s"] <= by_units * 1.5, (prefill, machine)
         # Of a median step; the bytes are those of the last.
-        by_bytes = machine["read_gb_per_s"] * 1e9 / decode["bytes_per_token"]
+        by_bytes = decode["read_gb_per_s"] * 1e9 / decode["bytes_per_token"]
         assert abs(decode["limit_tokens_per_s"] - by_bytes) < 0.05 * by_bytes, (decode, machine)
         again, err = bench(home, "--format", fmt)
         assert "writing" not in err and again["results"][0]["bytes_per_token"] == decode["bytes_per_token"], err

@@ -165,6 +165,9 @@ OrderedJson to_json(const engine::BenchLine& line, const model::Plan& plan) {
                       {"fastest_tokens_per_s", line.fastest_tokens_per_s},
                       {"bytes_per_token", line.bytes_per_token},
                       {"ops_per_token", line.ops_per_token},
+                      {"read_gb_per_s", line.limits.read_bytes * 1e-9},
+                      {"int8_tops", line.limits.int8_ops * 1e-12},
+                      {"bf16_tflops", line.limits.bf16_ops * 1e-12},
                       {"limit_tokens_per_s", line.limit_tokens_per_s},
                       {"share_of_limit", line.share_of_limit}};
   OrderedJson profile = OrderedJson::object();
@@ -193,9 +196,10 @@ std::string line_text(const engine::BenchLine& line) {
   const std::string what = line.test == "prefill"
                                ? fmt::format("prefill {} tokens", line.n_tokens)
                                : fmt::format("decode after {}, batch {}", line.depth, line.batch);
-  return fmt::format("  {:<28}{:>10.2f} tok/s ({:.2f} to {:.2f})  limit {:.2f}: {:.0f}%\n", what,
-                     line.tokens_per_s, line.slowest_tokens_per_s, line.fastest_tokens_per_s,
-                     line.limit_tokens_per_s, 100 * line.share_of_limit) +
+  return fmt::format(
+             "  {:<28}{:>10.2f} tok/s ({:.2f} to {:.2f})  limit {:.2f} at {:.1f} GB/s: {:.0f}%\n",
+             what, line.tokens_per_s, line.slowest_tokens_per_s, line.fastest_tokens_per_s,
+             line.limit_tokens_per_s, line.limits.read_bytes * 1e-9, 100 * line.share_of_limit) +
          profile_text(line.profile);
 }
 
@@ -287,8 +291,13 @@ Status bench_threads(PlannedModel& planned, const BenchCommandOptions& options,
                       format_duration(warm.first_prefill_s));
   Status written;
   if (!options.json) written = write_out(text);
+  const auto measure_limits = [&]() -> Result<engine::BenchLimits> {
+    EXO_ASSIGN_OR_RETURN(const kernels::cpu::MachineLimits now,
+                         limits_of(n_threads, options.model));
+    return bench_limits(now);
+  };
   EXO_RETURN_IF_ERROR(
-      run_bench(*warm.engine, bench_limits(machine), bench, [&](const engine::BenchLine& line) {
+      run_bench(*warm.engine, measure_limits, bench, [&](const engine::BenchLine& line) {
         json["results"].push_back(to_json(line, plan));
         if (!options.json && written.ok()) written = write_out(line_text(line));
       }));

@@ -50,7 +50,7 @@ double matmul_peak(const model::Plan& plan, const BenchLimits& limits) {
 }
 
 // Times are of n_forward_tokens each.
-void summarise(const std::vector<double>& times_s, int64_t n_forward_tokens, double limit_s,
+void summarise(const std::vector<double>& times_s, int64_t n_forward_tokens,
                const model::Work& work, BenchLine& line) {
   const auto n = static_cast<double>(n_forward_tokens);
   const auto [least, most] = std::minmax_element(times_s.begin(), times_s.end());
@@ -59,17 +59,61 @@ void summarise(const std::vector<double>& times_s, int64_t n_forward_tokens, dou
   line.slowest_tokens_per_s = n / *most;
   line.bytes_per_token = static_cast<double>(work.bytes()) / n;
   line.ops_per_token = static_cast<double>(work.matmul_ops + work.attention_ops) / n;
-  line.limit_tokens_per_s = limit_s > 0 ? n / limit_s : 0;
+}
+
+BenchLimits mean(const BenchLimits& a, const BenchLimits& b) {
+  return {.read_bytes = (a.read_bytes + b.read_bytes) / 2,
+          .int8_ops = (a.int8_ops + b.int8_ops) / 2,
+          .bf16_ops = (a.bf16_ops + b.bf16_ops) / 2,
+          .f32_ops = (a.f32_ops + b.f32_ops) / 2};
+}
+
+// What a forward's median time is compared with.
+struct ForwardWork {
+  double n_tokens = 0;
+  double bytes = 0;
+  double matmul_ops = 0;  // of decode: 0, its limit is reading
+};
+
+void set_limits(const BenchLimits& limits, double peak, const ForwardWork& work, BenchLine& line) {
+  line.limits = limits;
+  const double read_s = limits.read_bytes > 0 ? work.bytes / limits.read_bytes : 0;
+  const double compute_s = peak > 0 ? work.matmul_ops / peak : 0;
+  const double limit_s = std::max(read_s, compute_s);
+  line.limit_tokens_per_s = limit_s > 0 ? work.n_tokens / limit_s : 0;
   line.share_of_limit = limit_s > 0 ? line.tokens_per_s / line.limit_tokens_per_s : 0;
 }
 
 class Bench {
  public:
-  Bench(Engine& engine, const BenchLimits& limits, const BenchOptions& options)
-      : engine_(engine), limits_(limits), options_(options), random_(options.seed) {}
+  Bench(Engine& engine, const std::function<Result<BenchLimits>()>& measure_limits,
+        const BenchOptions& options)
+      : engine_(engine),
+        measure_limits_(measure_limits),
+        options_(options),
+        random_(options.seed) {}
 
   Result<BenchLine> prefill(int64_t n_tokens) {
-    BenchLine line{.test = "prefill", .n_tokens = n_tokens};
+    return between_limits([&](BenchLine& line) { return time_prefill(n_tokens, line); });
+  }
+  Result<BenchLine> decode(int64_t depth, int64_t batch) {
+    return between_limits([&](BenchLine& line) { return time_decode(depth, batch, line); });
+  }
+
+ private:
+  Result<BenchLine> between_limits(const std::function<Result<ForwardWork>(BenchLine&)>& time) {
+    BenchLine line;
+    EXO_ASSIGN_OR_RETURN(const BenchLimits before, measure_limits_());
+    EXO_ASSIGN_OR_RETURN(const ForwardWork work, time(line));
+    EXO_ASSIGN_OR_RETURN(const BenchLimits after, measure_limits_());
+    const BenchLimits limits = mean(before, after);
+    set_limits(limits, matmul_peak(engine_.plan(), limits), work, line);
+    return line;
+  }
+
+  Result<ForwardWork> time_prefill(int64_t n_tokens, BenchLine& line) {
+    line.test = "prefill";
+    line.n_tokens = n_tokens;
     EXO_ASSIGN_OR_RETURN(const SequenceId id, engine_.add_sequence());
     const auto tokens = random_tokens(n_tokens, engine_.plan().config.vocab_size, random_);
     const int32_t last = static_cast<int32_t>(n_tokens) - 1;
@@ -86,17 +130,17 @@ class Bench {
     engine_.remove_sequence(id);
     const model::Work work =
         work_of(engine_.plan(), {.phase = model::Phase::prefill, .n_tokens = n_tokens});
-    const double peak = matmul_peak(engine_.plan(), limits_);
-    const double read_s =
-        limits_.read_bytes > 0 ? static_cast<double>(work.weight_bytes) / limits_.read_bytes : 0;
-    const double compute_s = peak > 0 ? static_cast<double>(work.matmul_ops) / peak : 0;
-    summarise(times_s, n_tokens, std::max(read_s, compute_s), work, line);
-    return line;
+    summarise(times_s, n_tokens, work, line);
+    return ForwardWork{.n_tokens = static_cast<double>(n_tokens),
+                       .bytes = static_cast<double>(work.weight_bytes),
+                       .matmul_ops = static_cast<double>(work.matmul_ops)};
   }
 
-  Result<BenchLine> decode(int64_t depth, int64_t batch) {
-    BenchLine line{
-        .test = "decode", .n_tokens = options_.n_decode_steps, .depth = depth, .batch = batch};
+  Result<ForwardWork> time_decode(int64_t depth, int64_t batch, BenchLine& line) {
+    line.test = "decode";
+    line.n_tokens = options_.n_decode_steps;
+    line.depth = depth;
+    line.batch = batch;
     std::vector<Engine::Step> steps;
     for (int64_t i = 0; i < batch; ++i) {
       EXO_ASSIGN_OR_RETURN(const SequenceId id, engine_.add_sequence());
@@ -104,7 +148,7 @@ class Bench {
       EXO_RETURN_IF_ERROR(
           engine_.fill_with_noise(id, depth, options_.seed + static_cast<uint64_t>(i)));
     }
-    std::vector<double> times_s, limits_s;
+    std::vector<double> times_s, bytes;
     model::Work work;
     constexpr int64_t kWarmUpSteps = 3;
     for (int64_t i = -kWarmUpSteps; i < options_.n_decode_steps; ++i) {
@@ -121,26 +165,26 @@ class Bench {
                                       .n_past = depth + kWarmUpSteps + i,
                                       .n_logit_rows = batch,
                                       .distinct_experts = experts.counts});
-      limits_s.push_back(static_cast<double>(work.bytes()) / limits_.read_bytes);
+      bytes.push_back(static_cast<double>(work.bytes()));
     }
     engine_.set_profile(nullptr);
     for (const auto& step : steps) engine_.remove_sequence(step.id);
-    summarise(times_s, batch, limits_.read_bytes > 0 ? median(limits_s) : 0, work, line);
-    return line;
+    summarise(times_s, batch, work, line);
+    return ForwardWork{.n_tokens = static_cast<double>(batch), .bytes = median(bytes)};
   }
 
- private:
   Engine& engine_;
-  const BenchLimits& limits_;
+  const std::function<Result<BenchLimits>()>& measure_limits_;
   const BenchOptions& options_;
   std::mt19937_64 random_;
 };
 
 }  // namespace
 
-Status run_bench(Engine& engine, const BenchLimits& limits, const BenchOptions& options,
+Status run_bench(Engine& engine, const std::function<Result<BenchLimits>()>& measure_limits,
+                 const BenchOptions& options,
                  const std::function<void(const BenchLine&)>& on_line) {
-  Bench bench(engine, limits, options);
+  Bench bench(engine, measure_limits, options);
   for (int64_t depth : options.depths) {
     for (int64_t batch : options.batches) {
       auto line = bench.decode(depth, batch);

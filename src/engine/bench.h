@@ -3,9 +3,10 @@
 ///
 /// Limits (docs/performance.md):
 ///   prefill  max(bytes of the touched weights / read bandwidth, matmul operations / peak), the
-///   peak
-///            being the matrix units' rate for the activations' type
+///            peak being the matrix units' rate for the activations' type
 ///   decode   (bytes of the touched weights + bytes of the cache read) / read bandwidth
+/// The machine's limits are measured before and after each line, and the mean counts: a virtual
+/// machine's neighbours change its bandwidth by half within a minute.
 #pragma once
 
 #include <cstdint>
@@ -45,15 +46,16 @@ struct BenchLine {
   double slowest_tokens_per_s = 0, fastest_tokens_per_s = 0;
   double bytes_per_token = 0;
   double ops_per_token = 0;
+  BenchLimits limits;  ///< of the machine, measured around this line
   double limit_tokens_per_s = 0;
   double share_of_limit = 0;
   ops::Profile profile;  ///< of the timed forwards, when asked for
 };
 
-/// Runs everything once to warm up (weights are touched, threads started), then times it. `on_line`
-/// is called as results come. Needs limits.max_context_tokens for the longest case and
-/// max_sequences for the largest batch.
-Status run_bench(Engine& engine, const BenchLimits& limits, const BenchOptions& options,
-                 const std::function<void(const BenchLine&)>& on_line);
+/// Runs everything once to warm up (weights are touched, threads started), then times it.
+/// `measure_limits` is called around each line, `on_line` as results come. Needs
+/// limits.max_context_tokens for the longest case and max_sequences for the largest batch.
+Status run_bench(Engine& engine, const std::function<Result<BenchLimits>()>& measure_limits,
+                 const BenchOptions& options, const std::function<void(const BenchLine&)>& on_line);
 
 }  // namespace exo::engine
