@@ -1,9 +1,10 @@
 /// Absorbed attention on tiles (attention_tiles.h), with the products of `Products`:
+///   kTiles               its values come in tiles, not as rows
 ///   begin(), end()       around everything
-///   scores(keys, key_bytes, entry, queries, ahead, out)   out[t, h], unscaled: 64 keys by 16
-///                        heads; the bytes at `ahead` may be asked for meanwhile
-///   add_values(weights, values, half_bytes, sum, stride_bytes)
-///                        sum [16 heads, 64 columns] += weights [16, 64 keys] * values
+///   scores(keys, key_bytes, entry, queries, next, out)   out[t, h], unscaled: 64 keys by 16 heads;
+///                        lines of the next page may be asked for meanwhile
+///   add_values(page, rank, scratch, next, sum, stride)
+///                        sum [16 heads, rank] += weights [16, n_keys] * values
 /// Include only from files compiled for AVX-512 with BF16 (see matmul_layout.h about linkage).
 #pragma once
 
@@ -15,10 +16,11 @@ namespace exo::kernels::cpu {
 namespace {  // NOLINT: internal linkage on purpose
 
 struct AbsorbedScratch {
-  float* scores;       // [64, 16 heads]
-  std::byte* weights;  // [2 halves] tiles: 16 heads x 32 keys
-  std::byte* values;   // [2 halves of the keys][rank / 16] tiles: pairs of keys x 16 columns
-  std::byte* rows;     // [64, entry] bf16 of pages of codes
+  float* scores;  // [64, 16 heads]
+  std::byte*
+      weights;  // tiles: [2 halves] of 16 heads x 32 keys; else lines: [32] of 16 heads' pairs
+  std::byte* values;  // tiles: [2 halves of the keys][rank / 16] of pairs of keys x 16 columns
+  std::byte* rows;    // [64, entry] bf16 of pages of codes
 
   AbsorbedScratch(std::byte* s, int64_t rank)
       : scores(reinterpret_cast<float*>(s)),
@@ -35,6 +37,16 @@ struct AbsorbedPage {
   const std::byte* keys;  // rows of bf16: the cache's own, or the scratch's
   int64_t key_bytes;      // from one to the next
   int64_t n_keys;
+};
+
+// The next page's lines, asked for one by one while this one is computed.
+struct NextPage {
+  const std::byte *at, *end;
+  void ask() {
+    if (at >= end) return;
+    _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
+    at += 64;
+  }
 };
 
 // The sums and the running softmax of 16 heads.
@@ -87,10 +99,10 @@ inline __m512i latents(const AbsorbedPages& task, const AbsorbedPage& p, int64_t
   return line;
 }
 
-// Two keys: their latents as lines of pairs, the right operand of the sums (columns come out in the
-// order of unpacklo and unpackhi, which the reader of the sums undoes), and codes as rows, the left
-// operand of the scores.
-template <DType kStored>
+// Two keys: for tiles, their latents as lines of pairs, the right operand of the sums (columns come
+// out in the order of unpacklo and unpackhi, which the reader of the sums undoes); and codes as
+// rows, the left operand of the scores.
+template <DType kStored, bool kTiles>
 inline void prepare_pair(const AbsorbedPages& task, const AbsorbedPage& p, int64_t pair,
                          const AbsorbedScratch& s) {
   const int64_t rank = task.rank;
@@ -98,6 +110,7 @@ inline void prepare_pair(const AbsorbedPages& task, const AbsorbedPage& p, int64
   for (int64_t c = 0; c < rank; c += 32, to += 2 * kTileBytes) {
     const __m512i a = latents<kStored>(task, p, 2 * pair, c, s.rows);
     const __m512i b = latents<kStored>(task, p, 2 * pair + 1, c, s.rows);
+    if constexpr (!kTiles) continue;
     _mm512_store_si512(to, _mm512_unpacklo_epi16(a, b));
     _mm512_store_si512(to + kTileBytes, _mm512_unpackhi_epi16(a, b));
   }
@@ -109,6 +122,7 @@ inline void prepare_pair(const AbsorbedPages& task, const AbsorbedPage& p, int64
 }
 
 // Scores to weights, lanes being heads; returns the factor for what was summed before.
+template <bool kTiles>
 inline __m512 absorbed_softmax(float* state, float softmax_scale, int64_t n_keys,
                                const AbsorbedScratch& s) {
   const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
@@ -125,7 +139,8 @@ inline __m512 absorbed_softmax(float* state, float softmax_scale, int64_t n_keys
   }
   const __m512 keep = exp16(_mm512_sub_ps(before, largest));
   sum = _mm512_mul_ps(sum, keep);
-  alignas(64) std::byte pairs[2][kTileBytes];
+  alignas(64) std::byte of_tiles[2 * kTileBytes];
+  std::byte* pairs = kTiles ? of_tiles : s.weights;
   for (int64_t i = 0; i < 64; i += 2) {
     __m512 w[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     for (int64_t j = 0; j < 2; ++j) {
@@ -133,10 +148,12 @@ inline __m512 absorbed_softmax(float* state, float softmax_scale, int64_t n_keys
       w[j] = exp16(_mm512_sub_ps(_mm512_loadu_ps(s.scores + 16 * (i + j)), largest));
       sum = _mm512_add_ps(sum, w[j]);
     }
-    _mm512_store_si512(pairs[i / 32] + i % 32 / 2 * 64, bf16_pairs(w[0], w[1]));
+    _mm512_store_si512(pairs + i / 2 * 64, bf16_pairs(w[0], w[1]));
   }
-  transpose_words(pairs[0], 64, s.weights, 64);
-  transpose_words(pairs[1], 64, s.weights + kTileBytes, 64);
+  if constexpr (kTiles) {
+    transpose_words(pairs, 64, s.weights, 64);
+    transpose_words(pairs + kTileBytes, 64, s.weights + kTileBytes, 64);
+  }
   const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
   _mm512_storeu_ps(state, _mm512_permutex2var_ps(largest, low, sum));
@@ -169,14 +186,14 @@ inline void absorbed_query(const float* q, int64_t q_stride, int64_t entry, std:
   }
 }
 
-// Reading a page and computing with it are apart on purpose. Bringing it into tiles reads in order,
-// at what one core can read, and leaves it in the L2 cache. On AMX, interleaving the next page's
+// On AMX reading a page and computing with it are apart on purpose. Bringing it into tiles reads in
+// order, at what one core can read, and leaves it in the L2 cache. Interleaving the next page's
 // reads with this one's tile instructions, or asking for its lines ahead of time (T0, T1, at
 // several distances and rates), took as long or longer: 7.6 to 12 us a page against 7.6. Vectors
-// leave the memory time: asking ahead takes 10% off.
+// leave the memory time: all of the next page is asked for while this one is computed.
 template <class Products, DType kStored>
 void absorbed_pages_of(const AbsorbedPages& task) {
-  const int64_t rank = task.rank, entry = task.entry, half_bytes = rank / 16 * kTileBytes;
+  const int64_t rank = task.rank, entry = task.entry;
   constexpr bool kCodes = kStored != DType::bf16;
   const AbsorbedScratch s(task.scratch, rank);
   Products::begin();
@@ -188,18 +205,23 @@ void absorbed_pages_of(const AbsorbedPages& task) {
                             .keys = kCodes ? s.rows : from,
                             .key_bytes = kCodes ? entry * 2 : task.entry_bytes,
                             .n_keys = i + 1 < task.n_pages ? kPageKeys : task.n_last_keys};
-    const std::byte* next =
-        task.data + task.numbers[i + 1 < task.n_pages ? i + 1 : i] * task.page_bytes;
-    for (int64_t pair = 0; pair < 32; ++pair) prepare_pair<kStored>(task, page, pair, s);
+    NextPage next{};
+    if (i + 1 < task.n_pages) {
+      next.at = task.data + task.numbers[i + 1] * task.page_bytes;
+      next.end = next.at + task.page_bytes;
+    }
+    if constexpr (Products::kTiles || kCodes)
+      for (int64_t pair = 0; pair < 32; ++pair)
+        prepare_pair<kStored, Products::kTiles>(task, page, pair, s);
     for (int64_t block = 0; block < task.n_blocks; ++block) {
       auto* sum = reinterpret_cast<float*>(task.states + block * task.state_bytes);
       const AbsorbedState state{sum, sum + 16 * task.sum_stride, task.sum_stride};
       Products::scores(page.keys, page.key_bytes, entry, task.queries + block * task.query_bytes,
                        next, s.scores);
-      absorbed_rescale(state, rank, absorbed_softmax(state.softmax, task.scale, page.n_keys, s));
-      for (int64_t c = 0; c < rank; c += 64)
-        Products::add_values(s.weights, s.values + c / 16 * kTileBytes, half_bytes, state.sum + c,
-                             state.stride * 4);
+      absorbed_rescale(
+          state, rank,
+          absorbed_softmax<Products::kTiles>(state.softmax, task.scale, page.n_keys, s));
+      Products::add_values(page, rank, s, next, state.sum, state.stride);
     }
   }
   Products::end();

@@ -12,12 +12,13 @@ namespace {
 inline void stores_before_tiles() { asm volatile("" : : : "memory"); }
 
 struct AbsorbedTiles {
+  static constexpr bool kTiles = true;
   static void begin() { configure_tiles(); }
   static void end() { _tile_release(); }
 
   // Keys are the left operand. Nothing is asked for ahead: see absorbed_pages_of.
   static void scores(const std::byte* keys, int64_t key_bytes, int64_t entry,
-                     const std::byte* queries, const std::byte*, float* out) {
+                     const std::byte* queries, const NextPage&, float* out) {
     const int64_t rows16 = 16 * key_bytes;
     stores_before_tiles();
     _tile_zero(0);
@@ -41,9 +42,18 @@ struct AbsorbedTiles {
     _tile_stored(3, out + 768, 64);
   }
 
-  static void add_values(const std::byte* weights, const std::byte* values, int64_t half_bytes,
-                         float* sum, int64_t stride_bytes) {
+  static void add_values(const AbsorbedPage&, int64_t rank, const AbsorbedScratch& s,
+                         const NextPage&, float* sum, int64_t stride) {
     stores_before_tiles();
+    for (int64_t c = 0; c < rank; c += 64)
+      add_columns(s.weights, s.values + c / 16 * kTileBytes, rank / 16 * kTileBytes, sum + c,
+                  stride * 4);
+  }
+
+ private:
+  // sum [16 heads, 64 columns] += weights [16, 64 keys] * values
+  static inline void add_columns(const std::byte* weights, const std::byte* values,
+                                 int64_t half_bytes, float* sum, int64_t stride_bytes) {
     _tile_loadd(4, weights, 64);
     _tile_loadd(5, weights + kTileBytes, 64);
     _tile_loadd(0, sum, stride_bytes);

@@ -57,12 +57,13 @@ inline void add_to_sums(const std::byte* weights, int64_t row_bytes, int64_t wei
 }
 
 struct AbsorbedVectors {
+  static constexpr bool kTiles = false;
   static void begin() {}
   static void end() {}
 
   // A vector is 16 heads; 16 keys at a time, whose rows are reached from every fourth.
   static void scores(const std::byte* keys, int64_t key_bytes, int64_t entry,
-                     const std::byte* queries, const std::byte* ahead, float* out) {
+                     const std::byte* queries, NextPage& next, float* out) {
     const int64_t three = 3 * key_bytes;
     for (int64_t t = 0; t < kPageKeys; t += 16) {
       const std::byte* fourth[4];
@@ -72,8 +73,7 @@ struct AbsorbedVectors {
       for (int i = 0; i < 16; ++i) acc[i] = _mm512_setzero_ps();
       for (int64_t line = 0; line < entry / 2; ++line) {
         const __m512bh heads = line_at(queries + line * 64);
-        _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
-        ahead += 64;
+        if (line % 2 == 0) next.ask();
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
           acc[4 * i] = _mm512_dpbf16_ps(acc[4 * i], heads, pair_at(fourth[i]));
@@ -89,11 +89,48 @@ struct AbsorbedVectors {
     }
   }
 
-  static void add_values(const std::byte* weights, const std::byte* values, int64_t half_bytes,
-                         float* sum, int64_t stride_bytes) {
-    for (int64_t h = 0; h < 16; h += 4)
-      add_to_sums<4>(weights + h * 64, 64, kTileBytes, values, half_bytes,
-                     sum + h * (stride_bytes / 4), stride_bytes / 4);
+  // The latents' rows, as they are: two keys' lines are interleaved in registers for 8 heads.
+  static void add_values(const AbsorbedPage& page, int64_t rank, const AbsorbedScratch& s,
+                         NextPage& next, float* sum, int64_t stride) {
+    for (int64_t c = 0; c < rank; c += 32) {
+      add_columns(page, c, s.weights, next, sum + c, stride);
+      add_columns(page, c, s.weights + 32, next, sum + 8 * stride + c, stride);
+    }
+  }
+
+ private:
+  // sum [8 heads, 32 columns] += weights [n_keys / 2 pairs, 8 heads] * values; columns come out in
+  // the order of unpacklo and unpackhi.
+  static inline void add_columns(const AbsorbedPage& page, int64_t c, const std::byte* weights,
+                                 NextPage& next, float* sum, int64_t stride) {
+    __m512 acc[8][2];
+#pragma GCC unroll 8
+    for (int h = 0; h < 8; ++h) {
+      acc[h][0] = _mm512_loadu_ps(sum + h * stride);
+      acc[h][1] = _mm512_loadu_ps(sum + h * stride + 16);
+    }
+    const auto add_pair = [&](__m512i a, __m512i b) __attribute__((always_inline)) {
+      const auto low = reinterpret_cast<__m512bh>(_mm512_unpacklo_epi16(a, b));
+      const auto high = reinterpret_cast<__m512bh>(_mm512_unpackhi_epi16(a, b));
+#pragma GCC unroll 8
+      for (int h = 0; h < 8; ++h) {
+        const __m512bh w = pair_at(weights + 4 * h);
+        acc[h][0] = _mm512_dpbf16_ps(acc[h][0], w, low);
+        acc[h][1] = _mm512_dpbf16_ps(acc[h][1], w, high);
+      }
+    };
+    const std::byte* row = page.keys + 2 * c;
+    for (int64_t t = 0; t + 2 <= page.n_keys; t += 2, row += 2 * page.key_bytes, weights += 64) {
+      next.ask();
+      add_pair(_mm512_loadu_si512(row), _mm512_loadu_si512(row + page.key_bytes));
+    }
+    // What lies behind the last key may be anything.
+    if (page.n_keys % 2 != 0) add_pair(_mm512_loadu_si512(row), _mm512_setzero_si512());
+#pragma GCC unroll 8
+    for (int h = 0; h < 8; ++h) {
+      _mm512_storeu_ps(sum + h * stride, acc[h][0]);
+      _mm512_storeu_ps(sum + h * stride + 16, acc[h][1]);
+    }
   }
 };
 
