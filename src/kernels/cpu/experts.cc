@@ -2,8 +2,8 @@
 /// SiLU fused, then blocks of output columns, each running its experts in ascending order and the
 /// shared one last, so that nothing is added by two threads and the order never changes.
 ///
-/// Where there are several experts of many rows for each thread, a task of the first wave is all of
-/// an expert's panels: the thread gathers the expert's rows, multiplies and packs them while its
+/// Where there are several experts of several rows for each thread, a task of the first wave is all
+/// of an expert's panels: the thread gathers the expert's rows, multiplies and packs them while its
 /// own second-level cache has them.
 #include <algorithm>
 #include <atomic>
@@ -22,9 +22,7 @@ namespace {
 // What a thread's products are written to before they are used: 512 rows of 256 outputs.
 constexpr int64_t kThreadBufferBytes = ops::kThreadScratchBytes;
 constexpr int64_t kBufferFloats = kThreadBufferBytes / 4;
-// Weight bytes of a first-wave task of few rows, and panel pairs of one of many: a block of 512
-// rows fits the buffer.
-constexpr int64_t kExpertTaskBytes = 128 << 10;
+// Panel pairs of a product of many rows: a block of 512 fits the buffer.
 constexpr int64_t kMostPairs = 4;
 static_assert(kMaxTaskRows * kMostPairs * 2 * kPanelRows <= kBufferFloats);
 constexpr int64_t kJobsForEachThread = 6;
@@ -41,16 +39,23 @@ struct Job {
   float* hidden = nullptr;  // [n_rows, hidden_stride]
   int64_t hidden_stride = 0;
   PackedRows packed_hidden;
-  Blocks rows, pairs;                  // of the first wave's tasks
+  Blocks rows;                         // of the first wave's tasks
   bool alone = false;                  // a task is all pairs: it gathers and packs by itself
-  int64_t first_task = 0;              // in the first wave
+  int64_t first_task = 0;              // of packing
   std::atomic<int64_t> tasks_left{0};  // of the first wave
+};
+
+// A task of the first wave: rows of a job with panel pairs.
+struct HiddenTask {  // 16 bytes: ops::experts_scratch_bytes
+  int32_t job = 0, row = 0;
+  int32_t pair = 0, n_pairs = 0;
 };
 
 struct Plan {
   Job* jobs = nullptr;  // routed ascending, then shared
   int64_t n_jobs = 0;
   int64_t n_routed_jobs = 0;
+  HiddenTask* tasks = nullptr;
   int64_t n_tasks = 0;
   int n_threads = 1;
   std::byte* scratch = nullptr;  // per thread: the kernel's, then the buffer
@@ -111,21 +116,37 @@ Status take_hidden(Job& job, Arena& arena) {
   return ok_status();
 }
 
-// Cuts a job's first wave; `all_pairs` is what all n_jobs jobs have together.
-void cut_first_wave(Job& job, int64_t all_pairs, int64_t n_jobs, int n_threads) {
-  const int64_t n_rows = job.x.n_rows, n_pairs = job.gate_up->n_panels() / 2;
-  job.rows = row_blocks(n_rows);
-  job.alone = job.tokens != nullptr && n_rows > 1 && job.rows.count == 1 &&
-              n_jobs >= kJobsForEachThread * n_threads;
-  if (job.alone) {
-    job.pairs = {n_pairs, 1};
-    return;
+// Panel pairs of which `n_rows` rows' products fit the buffer.
+int64_t most_pairs(int64_t n_rows) {
+  return n_rows > kFewRows ? kMostPairs : kBufferFloats / (2 * kPanelRows * kFewRows);
+}
+
+// Calls f(rows of a job, pairs) for the first wave in the order of its tasks: weights of few rows
+// in tasks that shrink (next_task); of many, a few pairs at a time, rows innermost: threads that
+// run at one time share weights.
+template <typename F>
+void cut_first_wave(const Plan& plan, F&& f) {
+  int64_t left = 0;
+  for (int64_t j = 0; j < plan.n_jobs; ++j) left += plan.jobs[j].gate_up->n_panels() / 2;
+  const int64_t fair = std::max<int64_t>(1, left / (4 * plan.n_threads));
+  for (int64_t j = 0; j < plan.n_jobs; ++j) {
+    const Job& job = plan.jobs[j];
+    const int64_t n_rows = job.x.n_rows, n_pairs = job.gate_up->n_panels() / 2;
+    for (int64_t pair = 0, n = 0; pair < n_pairs; pair += n, left -= n) {
+      if (job.alone) {
+        n = n_pairs;
+      } else if (n_rows > kFewRows) {
+        n = std::min(fair, kMostPairs);
+      } else {
+        const int64_t least = ceil_div(kTaskWeightBytes, 2 * job.gate_up->panel_bytes());
+        n = next_task(left, std::min(least, fair), most_pairs(n_rows), plan.n_threads);
+      }
+      n = std::min(n, n_pairs - pair);
+      for (int64_t row = 0; row < n_rows; row += job.rows.size)
+        f(HiddenTask{static_cast<int32_t>(j), static_cast<int32_t>(row), static_cast<int32_t>(pair),
+                     static_cast<int32_t>(n)});
+    }
   }
-  const int64_t by_bytes =
-      std::min<int64_t>(ceil_div(kExpertTaskBytes, 2 * job.gate_up->panel_bytes()), 64);
-  const int64_t wanted = n_rows > 16 ? kMostPairs : by_bytes;
-  const int64_t size = std::clamp<int64_t>(all_pairs / (4 * n_threads), 1, wanted);
-  job.pairs = {size, ceil_div(n_pairs, size)};
 }
 
 Status add_job(Plan& plan, const PackedMatrix& gate_up, const PackedMatrix& down,
@@ -169,16 +190,22 @@ Result<Plan> make_plan(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ct
     EXO_RETURN_IF_ERROR(add_job(plan, *args.shared_gate_up, *args.shared_down, args.x, *ctx.arena));
   const WeightFormat format = n_experts > 0 ? args.gate_up[0].format : args.shared_gate_up->format;
   plan.kernel = find_matmul(isa, args.x.dtype, format);
-  int64_t all_pairs = 0;
-  for (int64_t j = 0; j < plan.n_jobs; ++j) all_pairs += plan.jobs[j].gate_up->n_panels() / 2;
   for (int64_t j = 0; j < plan.n_jobs; ++j) {
     Job& job = plan.jobs[j];
-    cut_first_wave(job, all_pairs, plan.n_jobs, n_threads);
-    job.first_task = plan.n_tasks;
-    const int64_t n = job.rows.count * job.pairs.count;
-    job.tasks_left.store(n, std::memory_order_relaxed);
-    plan.n_tasks += n;
+    job.rows = row_blocks(job.x.n_rows);
+    job.alone = job.tokens != nullptr && job.x.n_rows > 1 && job.rows.count == 1 &&
+                plan.n_jobs >= kJobsForEachThread * n_threads;
   }
+  cut_first_wave(plan, [&](const HiddenTask&) { ++plan.n_tasks; });
+  plan.tasks = ctx.arena->take<HiddenTask>(plan.n_tasks);
+  if (plan.tasks == nullptr)
+    return ops::scratch_exhausted(
+        "experts", plan.n_tasks * static_cast<int64_t>(sizeof(HiddenTask)), *ctx.arena);
+  HiddenTask* task = plan.tasks;
+  cut_first_wave(plan, [&](const HiddenTask& t) {
+    *task++ = t;
+    plan.jobs[t.job].tasks_left.fetch_add(1, std::memory_order_relaxed);
+  });
   return plan;
 }
 
@@ -221,18 +248,10 @@ void pack_hidden(const Job& job, int64_t begin, int64_t end, const VectorKernels
     v.pack_row(job.hidden + r * job.hidden_stride, r, job.packed_hidden);
 }
 
-Job& job_of(const Plan& plan, int64_t task) {
-  Job* after = std::upper_bound(plan.jobs, plan.jobs + plan.n_jobs, task,
-                                [](int64_t t, const Job& j) { return t < j.first_task; });
-  return *(after - 1);
-}
-
 Panels hidden_panels(const Plan& plan, int64_t task) {
   if (task >= plan.n_tasks) return {};
-  const Job& job = job_of(plan, task);
-  // Rows innermost: threads that run at one time share weights.
-  const int64_t pair = (task - job.first_task) / job.rows.count * job.pairs.size;
-  return {job.gate_up, 2 * pair, 2 * std::min(job.pairs.size, job.gate_up->n_panels() / 2 - pair)};
+  const HiddenTask& t = plan.tasks[task];
+  return {plan.jobs[t.job].gate_up, 2 * t.pair, 2 * t.n_pairs};
 }
 
 // Rows [row, row + n_rows) of the job with some panel pairs, whose products fit the buffer.
@@ -258,13 +277,13 @@ void run_hidden_pairs(const Plan& plan, const Job& job, int64_t row, int64_t n_r
 
 void run_hidden_task(const ops::ExpertsArgs& args, const Plan& plan, int64_t task, int thread,
                      const VectorKernels& v) {
-  Job& job = job_of(plan, task);
+  const int64_t row = plan.tasks[task].row;
+  Job& job = plan.jobs[plan.tasks[task].job];
   const Panels panels = hidden_panels(plan, task);
   const Panels next = hidden_panels(plan, task + plan.n_threads);
-  const int64_t row = (task - job.first_task) % job.rows.count * job.rows.size;
   const int64_t n_rows = std::min(job.rows.size, job.x.n_rows - row);
   if (job.alone) gather_job(args, job);
-  const int64_t step = job.alone ? 2 * kMostPairs : panels.count, end = panels.begin + panels.count;
+  const int64_t step = 2 * most_pairs(n_rows), end = panels.begin + panels.count;
   for (int64_t panel = panels.begin; panel < end; panel += step) {
     const int64_t left = end - panel - step;
     run_hidden_pairs(plan, job, row, n_rows, {panels.w, panel, std::min(step, end - panel)},
@@ -285,7 +304,9 @@ void pack_large_jobs(const Plan& plan, ThreadPool& pool, const VectorKernels& v)
     if (!job.alone && job.x.n_rows > kMaxRowsPackedAtOnce) n_tasks += ceil_div(job.x.n_rows, 16);
   }
   pool.parallel_for(n_tasks, [&](int64_t task, int) {
-    const Job& job = job_of(plan, task);
+    const Job& job = *(std::upper_bound(plan.jobs, plan.jobs + plan.n_jobs, task,
+                                        [](int64_t t, const Job& j) { return t < j.first_task; }) -
+                       1);
     const int64_t row = (task - job.first_task) * 16;
     pack_hidden(job, row, std::min(row + 16, job.x.n_rows), v);
   });
@@ -338,26 +359,6 @@ void run_down_task(const ops::ExpertsArgs& args, const Plan& plan, Panels mine, 
   }
 }
 
-// Column blocks: wide while much is left (a block reads every expert's hidden rows once), narrow at
-// the end, so that threads finish together.
-struct ColumnBlocks {
-  static constexpr int64_t kMost = 1024;
-  int32_t begin[kMost + 1];
-  int64_t count = 0;
-
-  ColumnBlocks(int64_t n_panels, int64_t widest, int n_threads) {
-    int64_t at = 0;
-    begin[0] = 0;
-    while (at < n_panels) {
-      const int64_t left = n_panels - at;
-      int64_t size = std::clamp<int64_t>(left / (2 * n_threads), 2, widest) / 2 * 2;
-      if (count == kMost - 1) size = left;
-      at = std::min(n_panels, at + size);
-      begin[++count] = static_cast<int32_t>(at);
-    }
-  }
-};
-
 }  // namespace
 
 Status experts(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ctx) {
@@ -370,15 +371,15 @@ Status experts(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ctx) {
   });
   pack_large_jobs(plan, *ctx.pool, v);
   const PackedMatrix& down = *plan.jobs[0].down;
-  const bool few_rows = args.x.n_rows <= 16;
-  const int64_t by_bytes = ceil_div(kTaskWeightBytes, plan.n_jobs * down.panel_bytes());
-  const ColumnBlocks blocks(down.n_panels(), few_rows ? std::clamp<int64_t>(by_bytes, 4, 16) : 16,
-                            ctx.pool->n_threads());
+  // A block reads every expert's hidden rows once: wide while much is left.
+  const Rounds blocks(down.n_panels(), args.x.n_rows <= kFewRows ? 4 : 2,
+                      args.x.n_rows <= kFewRows ? 64 : 16, plan.n_threads);
   const auto panels_of = [&](int64_t b) {
-    if (b >= blocks.count) return Panels();
-    return Panels{&down, blocks.begin[b], blocks.begin[b + 1] - blocks.begin[b]};
+    if (b >= blocks.count()) return Panels();
+    const auto [begin, size] = blocks.task(b);
+    return Panels{&down, begin, size};
   };
-  ctx.pool->parallel_for(blocks.count, [&](int64_t b, int thread) {
+  ctx.pool->parallel_for(blocks.count(), [&](int64_t b, int thread) {
     run_down_task(args, plan, panels_of(b), panels_of(b + plan.n_threads), thread, v);
   });
   return ok_status();

@@ -32,10 +32,16 @@ Status head_linear(Isa isa, const ops::HeadLinearArgs& args, ops::OpContext& ctx
   const int64_t n_parts =
       std::clamp<int64_t>(ceil_div(2 * n_threads, n_heads * n_blocks), 1, ceil_div(n_panels, 2));
   const int64_t part = align_up(ceil_div(n_panels, n_parts), 2);
-  ctx.pool->parallel_for(n_heads * n_blocks * n_parts, [&](int64_t task, int thread) {
+  const int64_t n_tasks = n_heads * n_blocks * n_parts;
+  const auto panels_of = [&](int64_t task) {
+    const int64_t h = task / n_parts % n_heads, panel = task % n_parts * part;
+    if (task >= n_tasks || panel >= n_panels) return Panels();
+    return Panels{&args.w[static_cast<size_t>(h)], panel, std::min(part, n_panels - panel)};
+  };
+  ctx.pool->parallel_for(n_tasks, [&](int64_t task, int thread) {
     const int64_t h = task / n_parts % n_heads, row = task / n_parts / n_heads * kRowsPerTask;
-    const int64_t panel = task % n_parts * part;
-    if (panel >= n_panels) return;
+    const auto [w, panel, count] = panels_of(task);
+    if (count == 0) return;
     std::byte* mine = scratch + thread * (kMatmulScratchBytes + packed_bytes);
     Arena arena(mine + kMatmulScratchBytes, packed_bytes);
     const int64_t n = std::min(kRowsPerTask, n_rows - row);
@@ -45,13 +51,14 @@ Status head_linear(Isa isa, const ops::HeadLinearArgs& args, ops::OpContext& ctx
     kernel({.x = &*x,
             .row_begin = 0,
             .n_rows = n,
-            .w = &args.w[static_cast<size_t>(h)],
+            .w = w,
             .panel_begin = panel,
-            .n_panels = std::min(part, n_panels - panel),
+            .n_panels = count,
             .out = args.out.row<float>(row) + h * args.out.stride(1) + panel * kPanelRows,
             .out_stride = args.out.stride(0),
             .accumulate = false,
-            .scratch = mine});
+            .scratch = mine,
+            .next = panels_of(task + n_threads)});
   });
   return ok_status();
 }

@@ -15,12 +15,12 @@ Status linear(Isa isa, const ops::LinearArgs& args, ops::OpContext& ctx) {
     return ops::scratch_exhausted("linear", ops::linear_scratch_bytes(n_threads), *ctx.arena);
   const Matmul kernel = find_matmul(isa, args.x.dtype, args.w->format);
   const Blocks rows = row_blocks(args.x.n_rows);
-  const Blocks panels = panel_blocks(*args.w, args.x.n_rows, rows.count, n_threads);
-  const int64_t n_tasks = rows.count * panels.count;
+  const Rounds panels = panel_tasks(*args.w, args.x.n_rows, rows.count, n_threads);
+  const int64_t n_tasks = rows.count * panels.count();
   const auto panels_of = [&](int64_t task) {
     if (task >= n_tasks) return Panels();
-    const int64_t begin = task / rows.count * panels.size;
-    return Panels{args.w, begin, std::min(panels.size, args.w->n_panels() - begin)};
+    const auto [begin, size] = panels.task(task / rows.count);
+    return Panels{args.w, begin, size};
   };
   // Panels outermost: the tasks that run at one time share weights.
   ctx.pool->parallel_for(n_tasks, [&](int64_t task, int thread) {

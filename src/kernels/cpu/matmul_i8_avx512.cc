@@ -76,20 +76,19 @@ inline void multiplier_pairs(const uint8_t* tile, __m512i* pairs) {
   pairs[1] = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(m, 1));
 }
 
-// R rows with P panels of int4. offsets: -8 * the group's activation sum, [R][n_groups].
-template <int R, int P>
-inline void int4_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_t stride,
-                        int64_t n_tiles, const int32_t* offsets, int64_t n_groups,
-                        __m512i (*sums)[R]) {
+// Adds to the sums of R rows with P panels of int4; of the panels kAskBegin .. kAskEnd the bytes
+// kAhead further on are asked for. offsets: -8 * the group's activation sum, [R][n_groups].
+template <int R, int P, int64_t kAhead, int kAskBegin, int kAskEnd>
+inline void int4_tiles(const uint8_t* x, int64_t step, const uint8_t* w, int64_t stride,
+                       int64_t n_tiles, const int32_t* offsets, int64_t n_groups,
+                       __m512i (*sums)[R]) {
   const __m512i low = _mm512_set1_epi8(15);
-  for (int p = 0; p < P; ++p) {
-    for (int r = 0; r < R; ++r) sums[p][r] = _mm512_setzero_si512();
-  }
   for (int64_t t = 0; t < n_tiles; ++t) {
     __m512i pairs[P][2];
     for (int p = 0; p < P; ++p) {
       multiplier_pairs(w + p * stride, pairs[p]);
-      _mm_prefetch(reinterpret_cast<const char*>(w + p * stride + kPrefetch), _MM_HINT_T0);
+      if (p >= kAskBegin && p < kAskEnd)
+        _mm_prefetch(reinterpret_cast<const char*>(w + p * stride + kAhead), _MM_HINT_T0);
     }
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -104,17 +103,24 @@ inline void int4_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_
 #pragma GCC unroll 8
       for (int i = 0; i < 8; ++i) {
         const int line = half * 8 + i;
+        __m512i qa[P], qb[P];
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
           const uint8_t* at = w + p * stride + (line + 1) * kLine;
-          _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetch), _MM_HINT_T0);
+          if (p >= kAskBegin && p < kAskEnd)
+            _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
           const __m512i q = _mm512_loadu_si512(at);
-          const __m512i qa = _mm512_and_si512(q, low);
-          const __m512i qb = _mm512_and_si512(_mm512_srli_epi16(q, 4), low);
+          qa[p] = _mm512_and_si512(q, low);
+          qb[p] = _mm512_and_si512(_mm512_srli_epi16(q, 4), low);
+        }
 #pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) {
-            a[p][r] = _mm512_dpbusd_epi32(a[p][r], qa, broadcast4(x + r * kLine + line * 4));
-            b[p][r] = _mm512_dpbusd_epi32(b[p][r], qb, broadcast4(x + step + r * kLine + line * 4));
+        for (int r = 0; r < R; ++r) {
+          const __m512i xa = broadcast4(x + r * kLine + line * 4);
+          const __m512i xb = broadcast4(x + step + r * kLine + line * 4);
+#pragma GCC unroll 4
+          for (int p = 0; p < P; ++p) {
+            a[p][r] = _mm512_dpbusd_epi32(a[p][r], qa[p], xa);
+            b[p][r] = _mm512_dpbusd_epi32(b[p][r], qb[p], xb);
           }
         }
       }
@@ -133,6 +139,44 @@ inline void int4_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_
     offsets += 4;
     w += kInt4Tile;
     x += 2 * step;
+  }
+}
+
+template <int R, int P>
+inline void zero_sums(__m512i (*sums)[R]) {
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) sums[p][r] = _mm512_setzero_si512();
+  }
+}
+
+// R rows with P panels of int4: up to 4 at once, whose sums fit the registers.
+template <int R, int P>
+inline void int4_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_t stride,
+                        int64_t n_tiles, const int32_t* offsets, int64_t n_groups,
+                        __m512i (*sums)[R]) {
+  if constexpr (R <= 4) {
+    zero_sums<R, P>(sums);
+    int4_tiles<R, P, kPrefetch, 0, P>(x, step, w, stride, n_tiles, offsets, n_groups, sums);
+  } else {
+    // Two halves of the rows take turns, a few tiles each, which the second finds in the L1 cache:
+    // a panel more beside fewer rows loads less than more rows with one panel.
+    constexpr int kFirst = (R + 1) / 2, kSecond = R / 2, kAskFirst = (P + 1) / 2;
+    constexpr int64_t kTurn = 4, kAhead = kTurn * kInt4Tile;
+    __m512i first[P][kFirst], second[P][kSecond];
+    zero_sums<kFirst, P>(first);
+    zero_sums<kSecond, P>(second);
+    for (int64_t t = 0; t < n_tiles; t += kTurn) {
+      const int64_t n = min_of(kTurn, n_tiles - t);
+      const uint8_t *x_at = x + 2 * t * step, *w_at = w + t * kInt4Tile;
+      int4_tiles<kFirst, P, kAhead, 0, kAskFirst>(x_at, step, w_at, stride, n, offsets + 4 * t,
+                                                  n_groups, first);
+      int4_tiles<kSecond, P, kAhead, kAskFirst, P>(x_at + kFirst * kLine, step, w_at, stride, n,
+                                                   offsets + kFirst * n_groups + 4 * t, n_groups,
+                                                   second);
+    }
+    for (int p = 0; p < P; ++p) {
+      for (int r = 0; r < R; ++r) sums[p][r] = r < kFirst ? first[p][r] : second[p][r - kFirst];
+    }
   }
 }
 
@@ -175,13 +219,12 @@ void few_rows(const MatmulTask& task) {
                      out + r * task.out_stride);
     }
   };
-  constexpr int kStreams = R <= 4 ? 2 : 1;
   const int64_t end = task.panel_begin + task.n_panels;
   int64_t panel = task.panel_begin;
-  if (kStreams == 2 && task.n_panels >= 2) {
+  if (task.n_panels >= 2) {
     for (; panel < task.panel_begin + half; ++panel) {
       if (panel + 1 == task.panel_begin + half) prefetch_streams(task.next, stride, kPrefetch);
-      run(panel, std::integral_constant<int, kStreams>());
+      run(panel, std::integral_constant<int, 2>());
     }
     panel += half;
   }
