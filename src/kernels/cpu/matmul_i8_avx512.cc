@@ -15,9 +15,27 @@
 namespace exo::kernels::cpu {
 namespace {
 
-// Weights are streamed from memory while few rows are computed: a line is asked for this many bytes
-// before its use. The hardware's own streamer stops at each 4 KiB page.
+// Weights are streamed from memory while few rows are computed. A line is asked for this many bytes
+// before its use: the hardware's own streamer stops at each 4 KiB page.
 constexpr int64_t kPrefetch = 2048;
+
+struct AskAhead {
+  inline void line(const uint8_t* at, int) const {
+    _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetch), _MM_HINT_T0);
+  }
+};
+
+// Where a panel's products take longer than its reading: all lines of what comes next, in the order
+// of memory, one for each line of the first panel.
+struct AskNext {
+  const uint8_t *at, *end;
+
+  inline void line(const uint8_t*, int panel) {
+    if (panel != 0 || at >= end) return;
+    _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+    at += kLine;
+  }
+};
 constexpr int64_t kManyRows = 9;  // from here on weights are unpacked for all rows
 
 inline __m512i broadcast4(const uint8_t* p) {
@@ -76,19 +94,18 @@ inline void multiplier_pairs(const uint8_t* tile, __m512i* pairs) {
   pairs[1] = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(m, 1));
 }
 
-// Adds to the sums of R rows with P panels of int4; of the panels kAskBegin .. kAskEnd the bytes
-// kAhead further on are asked for. offsets: -8 * the group's activation sum, [R][n_groups].
-template <int R, int P, int64_t kAhead, int kAskBegin, int kAskEnd>
+// Adds to the sums of R rows with P panels of int4, `stride` bytes apart. offsets: -8 * the group's
+// activation sum, [R][n_groups].
+template <int R, int P, class Ask>
 inline void int4_tiles(const uint8_t* x, int64_t step, const uint8_t* w, int64_t stride,
-                       int64_t n_tiles, const int32_t* offsets, int64_t n_groups,
+                       int64_t n_tiles, const int32_t* offsets, int64_t n_groups, Ask& ask,
                        __m512i (*sums)[R]) {
   const __m512i low = _mm512_set1_epi8(15);
   for (int64_t t = 0; t < n_tiles; ++t) {
     __m512i pairs[P][2];
     for (int p = 0; p < P; ++p) {
       multiplier_pairs(w + p * stride, pairs[p]);
-      if (p >= kAskBegin && p < kAskEnd)
-        _mm_prefetch(reinterpret_cast<const char*>(w + p * stride + kAhead), _MM_HINT_T0);
+      ask.line(w + p * stride, p);
     }
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
@@ -107,8 +124,7 @@ inline void int4_tiles(const uint8_t* x, int64_t step, const uint8_t* w, int64_t
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
           const uint8_t* at = w + p * stride + (line + 1) * kLine;
-          if (p >= kAskBegin && p < kAskEnd)
-            _mm_prefetch(reinterpret_cast<const char*>(at + kAhead), _MM_HINT_T0);
+          ask.line(at, p);
           const __m512i q = _mm512_loadu_si512(at);
           qa[p] = _mm512_and_si512(q, low);
           qb[p] = _mm512_and_si512(_mm512_srli_epi16(q, 4), low);
@@ -154,70 +170,85 @@ template <int R, int P>
 inline void int4_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_t stride,
                         int64_t n_tiles, const int32_t* offsets, int64_t n_groups,
                         __m512i (*sums)[R]) {
-  if constexpr (R <= 4) {
-    zero_sums<R, P>(sums);
-    int4_tiles<R, P, kPrefetch, 0, P>(x, step, w, stride, n_tiles, offsets, n_groups, sums);
-  } else {
-    // Two halves of the rows take turns, a few tiles each, which the second finds in the L1 cache:
-    // a panel more beside fewer rows loads less than more rows with one panel.
-    constexpr int kFirst = (R + 1) / 2, kSecond = R / 2, kAskFirst = (P + 1) / 2;
-    constexpr int64_t kTurn = 4, kAhead = kTurn * kInt4Tile;
-    __m512i first[P][kFirst], second[P][kSecond];
-    zero_sums<kFirst, P>(first);
-    zero_sums<kSecond, P>(second);
-    for (int64_t t = 0; t < n_tiles; t += kTurn) {
-      const int64_t n = min_of(kTurn, n_tiles - t);
-      const uint8_t *x_at = x + 2 * t * step, *w_at = w + t * kInt4Tile;
-      int4_tiles<kFirst, P, kAhead, 0, kAskFirst>(x_at, step, w_at, stride, n, offsets + 4 * t,
-                                                  n_groups, first);
-      int4_tiles<kSecond, P, kAhead, kAskFirst, P>(x_at + kFirst * kLine, step, w_at, stride, n,
-                                                   offsets + kFirst * n_groups + 4 * t, n_groups,
-                                                   second);
-    }
-    for (int p = 0; p < P; ++p) {
-      for (int r = 0; r < R; ++r) sums[p][r] = r < kFirst ? first[p][r] : second[p][r - kFirst];
-    }
+  AskAhead ask;
+  zero_sums<R, P>(sums);
+  int4_tiles<R, P>(x, step, w, stride, n_tiles, offsets, n_groups, ask, sums);
+}
+
+// More rows: two halves of them take turns, a few tiles each, which the second finds in the L1
+// cache. A panel more beside fewer rows loads less than more rows with one panel.
+template <int R, int P>
+inline void int4_panels_in_turns(const uint8_t* x, int64_t step, const uint8_t* w, int64_t stride,
+                                 int64_t n_tiles, const int32_t* offsets, int64_t n_groups,
+                                 AskNext ask, __m512i (*sums)[R]) {
+  constexpr int kFirst = (R + 1) / 2, kSecond = R / 2;
+  constexpr int64_t kTurn = 4;
+  __m512i first[P][kFirst], second[P][kSecond];
+  zero_sums<kFirst, P>(first);
+  zero_sums<kSecond, P>(second);
+  for (int64_t t = 0; t < n_tiles; t += kTurn) {
+    const int64_t n = min_of(kTurn, n_tiles - t);
+    const uint8_t *x_at = x + 2 * t * step, *w_at = w + t * kInt4Tile;
+    int4_tiles<kFirst, P>(x_at, step, w_at, stride, n, offsets + 4 * t, n_groups, ask, first);
+    int4_tiles<kSecond, P>(x_at + kFirst * kLine, step, w_at, stride, n,
+                           offsets + kFirst * n_groups + 4 * t, n_groups, ask, second);
+  }
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) sums[p][r] = r < kFirst ? first[p][r] : second[p][r - kFirst];
   }
 }
 
-// Up to 8 rows of one row tile with all panels of the task, each weight byte read once.
-template <int R, bool kInt4>
-void few_rows(const MatmulTask& task) {
-  const PackedMatrix& w = *task.w;
-  const int64_t row = task.row_begin;
-  const RowTile tile = row_tile(*task.x, row);
-  const int64_t n_tiles = ceil_of(w.n_in, kInt4 ? 128 : 64);
-  const int64_t stride = n_tiles * (kInt4 ? kInt4Tile : kTile);
-  const int64_t n_groups = n_tiles * 4;
-  // int4: a correction for each group, in the scratch (n_in up to 524,288 / R columns); int8: one.
+// The sums of panels `first` and, with P = 2, `apart` behind it to their outputs.
+template <int R, int P>
+inline void write_sums(const MatmulTask& task, int64_t first, int64_t apart,
+                       const __m512i (*sums)[R]) {
+  for (int p = 0; p < P; ++p) {
+    const int64_t panel = first + p * apart;
+    const Vector512::Writer writer(*task.w, panel, true);
+    float* out = task.out + (panel - task.panel_begin) * kPanelRows;
+    for (int r = 0; r < R; ++r)
+      writer.write(_mm512_castsi512_ps(sums[p][r]), task.x->scales[task.row_begin + r],
+                   task.accumulate, out + r * task.out_stride);
+  }
+}
+
+// -8 * the activation sums of each group, in the scratch (n_in up to 524,288 / R columns).
+template <int R>
+inline const int32_t* int4_offsets(const MatmulTask& task, int64_t n_groups) {
   auto* offsets = reinterpret_cast<int32_t*>(task.scratch);
   for (int r = 0; r < R; ++r) {
-    if (kInt4) {
-      const int32_t* group_sums = group_sums_of(*task.x, row + r);
-      for (int64_t g = 0; g < n_groups; ++g) offsets[r * n_groups + g] = -8 * group_sums[g];
-    } else {
-      offsets[r] = -128 * row_sum_of(*task.x, row + r);
-    }
+    const int32_t* group_sums = group_sums_of(*task.x, task.row_begin + r);
+    for (int64_t g = 0; g < n_groups; ++g) offsets[r * n_groups + g] = -8 * group_sums[g];
   }
+  return offsets;
+}
+
+// Few rows of one row tile with all panels of the task, each weight byte read once, in two streams.
+template <int R, bool kInt4>
+void few_rows_in_streams(const MatmulTask& task) {
+  const PackedMatrix& w = *task.w;
+  const RowTile tile = row_tile(*task.x, task.row_begin);
+  const int64_t n_tiles = ceil_of(w.n_in, kInt4 ? 128 : 64);
+  const int64_t stride = n_tiles * (kInt4 ? kInt4Tile : kTile);
   const int64_t half = stream_panels(task.n_panels);
+  const int32_t* offsets = nullptr;
+  int32_t correction[R];
+  if constexpr (kInt4) {
+    offsets = int4_offsets<R>(task, n_tiles * 4);
+  } else {
+    for (int r = 0; r < R; ++r) correction[r] = -128 * row_sum_of(*task.x, task.row_begin + r);
+  }
   // What one panel, or that and its neighbour half a task away, add up.
   const auto run = [&]<int P>(int64_t first, std::integral_constant<int, P>) {
     __m512i sums[P][R];
     const uint8_t* from = tiles_of(w) + first * stride;
     if constexpr (kInt4) {
-      int4_panels<R, P>(tile.data, tile.step, from, half * stride, n_tiles, offsets, n_groups,
+      int4_panels<R, P>(tile.data, tile.step, from, half * stride, n_tiles, offsets, n_tiles * 4,
                         sums);
     } else {
-      int8_panels<R, P>(tile.data, tile.step, from, half * stride, n_tiles, offsets, sums);
+      int8_panels<R, P>(tile.data, tile.step, from, half * stride, n_tiles, correction, sums);
     }
-    for (int p = 0; p < P; ++p) {
-      const int64_t panel = first + p * half;
-      const Vector512::Writer writer(w, panel, true);
-      float* out = task.out + (panel - task.panel_begin) * kPanelRows;
-      for (int r = 0; r < R; ++r)
-        writer.write(_mm512_castsi512_ps(sums[p][r]), task.x->scales[row + r], task.accumulate,
-                     out + r * task.out_stride);
-    }
+    write_sums<R, P>(task, first, half, sums);
   };
   const int64_t end = task.panel_begin + task.n_panels;
   int64_t panel = task.panel_begin;
@@ -229,6 +260,47 @@ void few_rows(const MatmulTask& task) {
     panel += half;
   }
   for (; panel < end; ++panel) run(panel, std::integral_constant<int, 1>());
+}
+
+// The same of more rows of int4, panel pair after panel pair.
+template <int R>
+void int4_rows_in_turns(const MatmulTask& task) {
+  const PackedMatrix& w = *task.w;
+  const RowTile tile = row_tile(*task.x, task.row_begin);
+  const int64_t n_tiles = ceil_of(w.n_in, 128), stride = n_tiles * kInt4Tile;
+  const int32_t* offsets = int4_offsets<R>(task, n_tiles * 4);
+  const int64_t end = task.panel_begin + task.n_panels;
+  for (int64_t panel = task.panel_begin; panel < end; panel += 2) {
+    Panels next = {&w, panel + 2, min_of(2, end - panel - 2)};
+    if (next.count <= 0) next = task.next;
+    AskNext ask = {};
+    if (next.w != nullptr && next.count > 0) {
+      const int64_t next_stride = ceil_of(next.w->n_in, 128) * kInt4Tile;
+      ask.at = tiles_of(*next.w) + next.begin * next_stride;
+      ask.end = ask.at + min_of(2, next.count) * next_stride;
+    }
+    const uint8_t* from = tiles_of(w) + panel * stride;
+    if (panel + 1 < end) {
+      __m512i sums[2][R];
+      int4_panels_in_turns<R, 2>(tile.data, tile.step, from, stride, n_tiles, offsets, n_tiles * 4,
+                                 ask, sums);
+      write_sums<R, 2>(task, panel, 1, sums);
+    } else {
+      __m512i sums[1][R];
+      int4_panels_in_turns<R, 1>(tile.data, tile.step, from, stride, n_tiles, offsets, n_tiles * 4,
+                                 ask, sums);
+      write_sums<R, 1>(task, panel, 1, sums);
+    }
+  }
+}
+
+template <int R, bool kInt4>
+void few_rows(const MatmulTask& task) {
+  if constexpr (kInt4 && R > 4) {
+    int4_rows_in_turns<R>(task);
+  } else {
+    few_rows_in_streams<R, kInt4>(task);
+  }
 }
 
 template <bool kInt4>
