@@ -5,9 +5,10 @@
 
 namespace exo::kernels::cpu {
 
-uint64_t read_avx2(const std::byte* data, int64_t n_bytes) {
-  constexpr int kStreams = 8;
-  constexpr int64_t kAhead = 1024;
+namespace {
+
+template <int kStreams, int64_t kAhead>
+uint64_t read_streams(const std::byte* data, int64_t n_bytes) {
   const int64_t stream_bytes = n_bytes / kStreams;
   __m256i acc[kStreams] = {};
   for (int64_t i = 0; i < stream_bytes; i += 64) {
@@ -27,6 +28,13 @@ uint64_t read_avx2(const std::byte* data, int64_t n_bytes) {
     for (uint64_t word : words) all |= word;
   }
   return all;
+}
+
+}  // namespace
+
+uint64_t read_avx2(const std::byte* data, int64_t n_bytes, Streams streams) {
+  return streams == Streams::two ? read_streams<2, 2048>(data, n_bytes)
+                                 : read_streams<8, 1024>(data, n_bytes);
 }
 
 // In assembly: compilers keep an array of sums in memory as soon as it is hidden from them.

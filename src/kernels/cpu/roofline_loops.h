@@ -7,11 +7,11 @@
 
 namespace exo::kernels::cpu {
 
-/// Reads n_bytes (a multiple of 512 KiB is quickest, of 1 KiB required) once in 8 streams, as fast
-/// as the processor can: one stream leaves a tenth of the bandwidth unused. Returns the OR of it
-/// all.
-uint64_t read_avx2(const std::byte* data, int64_t n_bytes);
-uint64_t read_avx512(const std::byte* data, int64_t n_bytes);
+/// Reads n_bytes (a multiple of 1 KiB) once, in 2 or 8 streams: which is quicker depends on the
+/// processor, and one stream leaves a tenth of the bandwidth unused. Returns the OR of it all.
+enum class Streams { two, eight };
+uint64_t read_avx2(const std::byte* data, int64_t n_bytes, Streams streams);
+uint64_t read_avx512(const std::byte* data, int64_t n_bytes, Streams streams);
 
 double fp32_loop_avx2(int64_t n);
 double int8_loop_avx2(int64_t n);
