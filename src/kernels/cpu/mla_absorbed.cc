@@ -18,7 +18,7 @@ namespace {
 
 static_assert(ops::kPageTokens == 64 && ops::kLatentPartCols == 128);  // attention_*_avx512.h
 
-constexpr int64_t kHeads = 16;          // of a block
+constexpr int64_t kHeads = kPageHeads;  // of a block
 constexpr int64_t kMostRanges = 8;      // of a row's pages
 constexpr int64_t kFewestPages = 8;     // of a range
 constexpr int64_t kTasksPerThread = 2;  // for threads to share evenly
@@ -82,8 +82,8 @@ struct Body {
   struct ThreadMemory {
     std::byte* page;     // page_bytes
     float* q;            // [kHeads, entry_padded], on the way into tiles
-    float* p;            // [kHeads, kPageTokens]
-    std::byte* queries;  // [group] of query_bytes
+    float* p;            // [kPageTokens, kHeads]
+    std::byte* queries;  // [group] of query_bytes: tiles, or [entry_padded, kHeads] f32
     std::byte *a, *b;    // [group] of state_bytes
   };
   ThreadMemory memory_of(int thread) const {
@@ -130,27 +130,30 @@ struct Body {
   void load_queries(const Unit& u, const ThreadMemory& m) const {
     for (int64_t block = 0; block < u.n_blocks; ++block) {
       std::byte* to = m.queries + block * query_bytes;
-      float* q = tiles != nullptr ? m.q : reinterpret_cast<float*>(to);
       const int64_t first = (u.block + block) * kHeads, n = heads_of(u, block);
       for (int64_t h = 0; h < n; ++h) {
-        float* row = q + h * entry_padded;
+        float* row = m.q + h * entry_padded;
         std::copy_n(args.q_latent.row<float>(u.row) + (first + h) * args.q_latent.stride(1), rank,
                     row);
         std::copy_n(args.q_rope.row<float>(u.row) + (first + h) * args.q_rope.stride(1),
                     entry - rank, row + rank);
         std::fill(row + entry, row + entry_padded, 0.0f);
       }
-      std::fill(q + n * entry_padded, q + kHeads * entry_padded, 0.0f);
-      if (tiles != nullptr) tiles->absorbed_query(q, entry_padded, entry, to);
+      std::fill(m.q + n * entry_padded, m.q + kHeads * entry_padded, 0.0f);
+      if (tiles != nullptr) {
+        tiles->absorbed_query(m.q, entry_padded, entry, to);
+        continue;
+      }
+      auto* q_t = reinterpret_cast<float*>(to);
+      for (int64_t d = 0; d < entry; ++d) {
+        for (int64_t h = 0; h < kHeads; ++h) q_t[d * kHeads + h] = m.q[h * entry_padded + d];
+      }
     }
   }
 
   void load_page(const Unit& u, int64_t page, int64_t n, float* to) const {
     const int32_t number = u.sequence->pages[static_cast<size_t>(page)];
-    for (int64_t t = 0; t < n; ++t, to += entry_padded) {
-      load_entry(v, args.pages, number, t, to);
-      std::fill(to + entry, to + entry_padded, 0.0f);
-    }
+    for (int64_t t = 0; t < n; ++t) load_entry(v, args.pages, number, t, to + t * entry_padded);
   }
 
   void run_pages_on_tiles(const Unit& u, int64_t begin, int64_t end, const ThreadMemory& m,
@@ -193,22 +196,27 @@ struct Body {
     for (int64_t page = range * per_range; page < end; ++page) {
       const int64_t n = std::min(ops::kPageTokens, u.position + 1 - page * ops::kPageTokens);
       load_page(u, page, n, latents);
-      for (int64_t block = 0; block < u.n_blocks; ++block)
-        attend(reinterpret_cast<const float*>(m.queries + block * query_bytes), heads_of(u, block),
-               latents, n, m.p, state(states, block));
+      for (int64_t block = 0; block < u.n_blocks; ++block) {
+        const State s = state(states, block);
+        PageOfHeads task = {.q_t = reinterpret_cast<const float*>(m.queries + block * query_bytes),
+                            .n_heads = heads_of(u, block),
+                            .entries = latents,
+                            .stride = entry_padded,
+                            .n_keys = n,
+                            .dim = entry,
+                            .rank = rank,
+                            .scale = args.softmax_scale,
+                            .weights = m.p,
+                            .softmax = s.softmax,
+                            .sum = s.sum,
+                            .sum_stride = rank_padded};
+        if (block == 0 && page + 1 < end) {
+          task.next = args.pages.entry(u.sequence->pages[static_cast<size_t>(page + 1)], 0);
+          task.next_end = task.next + args.pages.page_bytes();
+        }
+        v.attend_heads(task);
+      }
     }
-  }
-
-  void attend(const float* q, int64_t n_heads, const float* latents, int64_t n, float* p,
-              const State& s) const {
-    v.score_rows(q, entry_padded, n_heads, latents, entry_padded, n, entry, args.softmax_scale, p);
-    float keep[kHeads];
-    int64_t n_keys[kHeads];
-    for (int64_t h = 0; h < n_heads; ++h) {
-      keep[h] = v.softmax_page(p + h * ops::kPageTokens, n, s.softmax[h]);
-      n_keys[h] = n;
-    }
-    v.add_values(p, keep, n_keys, n_heads, latents, entry_padded, rank, s.sum, rank_padded);
   }
 
   // into = into followed by next.

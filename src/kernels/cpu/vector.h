@@ -17,6 +17,26 @@ struct SoftmaxState {
   float sum;
 };
 
+/// Heads that share what is read of a page of the latent.
+inline constexpr int64_t kPageHeads = 16;
+
+/// A page's entries for up to kPageHeads heads of one row of queries.
+struct PageOfHeads {
+  const float* q_t = nullptr;  ///< [dim, kPageHeads], 64-aligned, zeros where there is no head
+  int64_t n_heads = 0;
+  const float* entries = nullptr;  ///< [n_keys, dim], `stride` apart
+  int64_t stride = 0;
+  int64_t n_keys = 0;  ///< 1 to 64
+  int64_t dim = 0;
+  int64_t rank = 0;  ///< of an entry's columns those that are its value, the first
+  float scale = 1;
+  float* weights = nullptr;         ///< scratch [64, kPageHeads], 64-aligned
+  SoftmaxState* softmax = nullptr;  ///< [kPageHeads]
+  float* sum = nullptr;             ///< [n_heads, rank], sum_stride apart, not yet divided
+  int64_t sum_stride = 0;
+  const std::byte *next = nullptr, *next_end = nullptr;  ///< bytes that are asked for meanwhile
+};
+
 struct VectorKernels {
   // Rows of f32 [n].
   void (*widen_bf16)(const bf16* x, float* out, int64_t n);
@@ -40,12 +60,8 @@ struct VectorKernels {
   void (*pack_row)(const float* x, int64_t row, const PackedRows& out);
 
   // Attention over one page of at most 64 keys. `p` rows are 64 floats apart.
-  /// p[i, t] = scale * (q[i] . keys[t]) for t < n_keys; q [n_q, dim], keys [n_keys, dim] with
-  /// strides; both aligned, padded with zeros to a multiple of 16.
-  void (*score_rows)(const float* q, int64_t q_stride, int64_t n_q, const float* keys,
-                     int64_t key_stride, int64_t n_keys, int64_t dim, float scale, float* p);
-  /// The same with keys transposed: keys_t [dim, 64], aligned; q [n_q, dim] with any stride. All 64
-  /// columns are computed.
+  /// p[i, t] = scale * (q[i] . keys[t]); q [n_q, dim] with any stride; keys transposed: keys_t
+  /// [dim, 64], aligned. All 64 columns are computed.
   void (*score_columns)(const float* q, int64_t q_stride, int64_t n_q, const float* keys_t,
                         int64_t dim, float scale, float* p);
   /// Adds a page's scores p[0, n) to the state, turns them into weights exp(score - largest) and
@@ -56,6 +72,8 @@ struct VectorKernels {
   void (*add_values)(const float* p, const float* keep, const int64_t* n_keys, int64_t n_q,
                      const float* values, int64_t value_stride, int64_t dim, float* out,
                      int64_t out_stride);
+  /// Adds a page to the heads' softmax and sums.
+  void (*attend_heads)(const PageOfHeads& page);
   void (*divide)(float* x, float divisor, int64_t n);
   /// y = a * y + b * x
   void (*mix)(float a, float* y, float b, const float* x, int64_t n);

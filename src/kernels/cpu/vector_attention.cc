@@ -1,6 +1,5 @@
 /// Attention over one page of keys. Every sum has one order, whatever rows are computed together:
-/// score_rows sums a dot product in kLanes interleaved chains and then over the lanes,
-/// score_columns in one chain, add_values in one chain over the keys.
+/// scores one chain over the columns, values one chain over the keys.
 #include <algorithm>
 #include <limits>
 
@@ -19,61 +18,10 @@ namespace exo::kernels::cpu {
 namespace HWY_NAMESPACE {
 
 constexpr int64_t kPage = 64;
-// Vectors side by side in a register block of 4 rows: 16 accumulators where there are 32 registers.
-constexpr int kWide = HWY_CAP_GE512 || !HWY_CAP_GE256 ? 4 : 2;
-
-// -- scores, keys as rows -------------------------------------------------------------------------
-
-template <int kQ, int kK>
-HWY_INLINE void ScoreBlock(const float* q, int64_t q_stride, const float* keys, int64_t key_stride,
-                           int64_t dim, float scale, float* p) {
-  const DF df;
-  VF sum[kQ][kK];
-  EXO_UNROLL
-  for (int i = 0; i < kQ; ++i) {
-    EXO_UNROLL
-    for (int t = 0; t < kK; ++t) sum[i][t] = hn::Zero(df);
-  }
-  for (int64_t d = 0; d < dim; d += kLanes) {
-    VF k[kK];
-    EXO_UNROLL
-    for (int t = 0; t < kK; ++t) k[t] = hn::Load(df, keys + t * key_stride + d);
-    EXO_UNROLL
-    for (int i = 0; i < kQ; ++i) {
-      const VF v = hn::Load(df, q + i * q_stride + d);
-      EXO_UNROLL
-      for (int t = 0; t < kK; ++t) sum[i][t] = hn::MulAdd(v, k[t], sum[i][t]);
-    }
-  }
-  EXO_UNROLL
-  for (int i = 0; i < kQ; ++i) {
-    EXO_UNROLL
-    for (int t = 0; t < kK; ++t)
-      p[i * kPage + t] = scale * hn::GetLane(hn::SumOfLanes(df, sum[i][t]));
-  }
-}
-
-template <int kQ>
-HWY_INLINE void ScoreKeys(const float* q, int64_t q_stride, const float* keys, int64_t key_stride,
-                          int64_t n_keys, int64_t dim, float scale, float* p) {
-  int64_t t = 0;
-  for (; t + kWide <= n_keys; t += kWide)
-    ScoreBlock<kQ, kWide>(q, q_stride, keys + t * key_stride, key_stride, dim, scale, p + t);
-  for (; t < n_keys; ++t)
-    ScoreBlock<kQ, 1>(q, q_stride, keys + t * key_stride, key_stride, dim, scale, p + t);
-}
-
-void ScoreRows(const float* q, int64_t q_stride, int64_t n_q, const float* keys, int64_t key_stride,
-               int64_t n_keys, int64_t dim, float scale, float* p) {
-  const int64_t padded = (dim + 15) / 16 * 16;
-  int64_t i = 0;
-  for (; i + 4 <= n_q; i += 4)
-    ScoreKeys<4>(q + i * q_stride, q_stride, keys, key_stride, n_keys, padded, scale,
-                 p + i * kPage);
-  for (; i < n_q; ++i)
-    ScoreKeys<1>(q + i * q_stride, q_stride, keys, key_stride, n_keys, padded, scale,
-                 p + i * kPage);
-}
+constexpr int64_t kHeads = kPageHeads;
+// Are there 32 vector registers (AVX-512, NEON), or 16? Register blocks have 16 sums or 8.
+constexpr bool kManyRegisters = HWY_CAP_GE512 || !HWY_CAP_GE256;
+constexpr int kWide = kManyRegisters ? 4 : 2;  // vectors side by side in a block of 4 rows
 
 // -- scores, keys as columns ----------------------------------------------------------------------
 
@@ -142,7 +90,15 @@ float SoftmaxPage(float* p, int64_t n, SoftmaxState& state) {
 
 // -- values ---------------------------------------------------------------------------------------
 
-template <int kQ, int kVecs>
+// How the weight of row i and key t is found in p: at i * kRowStep + t * kKeyStep.
+struct RowsOfKeys {
+  static constexpr int64_t kRowStep = kPage, kKeyStep = 1;
+};
+struct KeysOfHeads {
+  static constexpr int64_t kRowStep = 1, kKeyStep = kHeads;
+};
+
+template <class Layout, int kQ, int kVecs>
 HWY_INLINE void AddValuesBlock(const float* p, const float* keep, const int64_t* n_keys,
                                const float* values, int64_t value_stride, float* out,
                                int64_t out_stride) {
@@ -162,7 +118,7 @@ HWY_INLINE void AddValuesBlock(const float* p, const float* keep, const int64_t*
     for (int j = 0; j < kVecs; ++j) v[j] = hn::LoadU(df, values + t * value_stride + j * kLanes);
     EXO_UNROLL
     for (int i = 0; i < kQ; ++i) {
-      const VF weight = hn::Set(df, p[i * kPage + t]);
+      const VF weight = hn::Set(df, p[i * Layout::kRowStep + t * Layout::kKeyStep]);
       EXO_UNROLL
       for (int j = 0; j < kVecs; ++j) sum[i][j] = hn::MulAdd(weight, v[j], sum[i][j]);
     }
@@ -171,7 +127,7 @@ HWY_INLINE void AddValuesBlock(const float* p, const float* keep, const int64_t*
   for (int i = 0; i < kQ; ++i) {
     // A key that a row may not see contributes nothing, not 0 * its value.
     for (int64_t t = shared; t < n_keys[i]; ++t) {
-      const VF weight = hn::Set(df, p[i * kPage + t]);
+      const VF weight = hn::Set(df, p[i * Layout::kRowStep + t * Layout::kKeyStep]);
       EXO_UNROLL
       for (int j = 0; j < kVecs; ++j)
         sum[i][j] =
@@ -182,41 +138,147 @@ HWY_INLINE void AddValuesBlock(const float* p, const float* keep, const int64_t*
   }
 }
 
+template <class Layout, int kVecs>
+HWY_INLINE void AddValuesColumns(const float* p, const float* keep, const int64_t* n_keys,
+                                 int64_t n_q, const float* values, int64_t value_stride, float* out,
+                                 int64_t out_stride) {
+  int64_t i = 0;
+  for (; i + 4 <= n_q; i += 4)
+    AddValuesBlock<Layout, 4, kVecs>(p + i * Layout::kRowStep, keep + i, n_keys + i, values,
+                                     value_stride, out + i * out_stride, out_stride);
+  for (; i < n_q; ++i)
+    AddValuesBlock<Layout, 1, kVecs>(p + i * Layout::kRowStep, keep + i, n_keys + i, values,
+                                     value_stride, out + i * out_stride, out_stride);
+}
+
+template <class Layout>
 HWY_INLINE void AddValuesTail(const float* p, const float* keep, const int64_t* n_keys, int64_t n_q,
                               const float* values, int64_t value_stride, int64_t dim, float* out,
                               int64_t out_stride) {
   for (int64_t i = 0; i < n_q; ++i) {
     VF sum = hn::Mul(LoadTail(out + i * out_stride, dim), hn::Set(DF(), keep[i]));
     for (int64_t t = 0; t < n_keys[i]; ++t)
-      sum = hn::MulAdd(hn::Set(DF(), p[i * kPage + t]), LoadTail(values + t * value_stride, dim),
-                       sum);
+      sum = hn::MulAdd(hn::Set(DF(), p[i * Layout::kRowStep + t * Layout::kKeyStep]),
+                       LoadTail(values + t * value_stride, dim), sum);
     StoreTail(sum, out + i * out_stride, dim);
   }
 }
 
-template <int kQ>
-HWY_INLINE void AddValuesRows(const float* p, const float* keep, const int64_t* n_keys,
-                              const float* values, int64_t value_stride, int64_t dim, float* out,
-                              int64_t out_stride) {
+// Some columns for all rows, then the next: their values stay in the first-level cache.
+template <class Layout>
+HWY_INLINE void AddValuesAnyhow(const float* p, const float* keep, const int64_t* n_keys,
+                                int64_t n_q, const float* values, int64_t value_stride, int64_t dim,
+                                float* out, int64_t out_stride) {
   int64_t j = 0;
   for (; j + kWide * kLanes <= dim; j += kWide * kLanes)
-    AddValuesBlock<kQ, kWide>(p, keep, n_keys, values + j, value_stride, out + j, out_stride);
+    AddValuesColumns<Layout, kWide>(p, keep, n_keys, n_q, values + j, value_stride, out + j,
+                                    out_stride);
   for (; j + kLanes <= dim; j += kLanes)
-    AddValuesBlock<kQ, 1>(p, keep, n_keys, values + j, value_stride, out + j, out_stride);
+    AddValuesColumns<Layout, 1>(p, keep, n_keys, n_q, values + j, value_stride, out + j,
+                                out_stride);
   if (j < dim)
-    AddValuesTail(p, keep, n_keys, kQ, values + j, value_stride, dim - j, out + j, out_stride);
+    AddValuesTail<Layout>(p, keep, n_keys, n_q, values + j, value_stride, dim - j, out + j,
+                          out_stride);
 }
 
 void AddValues(const float* p, const float* keep, const int64_t* n_keys, int64_t n_q,
                const float* values, int64_t value_stride, int64_t dim, float* out,
                int64_t out_stride) {
-  int64_t i = 0;
-  for (; i + 4 <= n_q; i += 4)
-    AddValuesRows<4>(p + i * kPage, keep + i, n_keys + i, values, value_stride, dim,
-                     out + i * out_stride, out_stride);
-  for (; i < n_q; ++i)
-    AddValuesRows<1>(p + i * kPage, keep + i, n_keys + i, values, value_stride, dim,
-                     out + i * out_stride, out_stride);
+  AddValuesAnyhow<RowsOfKeys>(p, keep, n_keys, n_q, values, value_stride, dim, out, out_stride);
+}
+
+// -- heads of one row -----------------------------------------------------------------------------
+
+// Lanes are heads: kVecs vectors of them with kKeys keys, whose columns are broadcast.
+template <int kVecs, int kKeys>
+HWY_INLINE void ScoreKeys(const PageOfHeads& page, int64_t t, const std::byte*& next) {
+  const DF df;
+  VF sum[kKeys][kVecs];
+  EXO_UNROLL
+  for (int k = 0; k < kKeys; ++k) {
+    EXO_UNROLL
+    for (int j = 0; j < kVecs; ++j) sum[k][j] = hn::Zero(df);
+  }
+  const float* keys = page.entries + t * page.stride;
+  for (int64_t d = 0; d < page.dim; ++d) {
+    if (d % 2 == 0 && next < page.next_end) {
+      __builtin_prefetch(next, 0, 2);
+      next += 64;
+    }
+    VF q[kVecs];
+    EXO_UNROLL
+    for (int j = 0; j < kVecs; ++j) q[j] = hn::Load(df, page.q_t + d * kHeads + j * kLanes);
+    EXO_UNROLL
+    for (int k = 0; k < kKeys; ++k) {
+      const VF key = hn::Set(df, keys[k * page.stride + d]);
+      EXO_UNROLL
+      for (int j = 0; j < kVecs; ++j) sum[k][j] = hn::MulAdd(key, q[j], sum[k][j]);
+    }
+  }
+  EXO_UNROLL
+  for (int k = 0; k < kKeys; ++k) {
+    EXO_UNROLL
+    for (int j = 0; j < kVecs; ++j)
+      hn::Store(sum[k][j], df, page.weights + (t + k) * kHeads + j * kLanes);
+  }
+}
+
+// Scores to weights of one vector of heads; keep: the factors for what was summed before.
+HWY_INLINE void SoftmaxHeads(const PageOfHeads& page, int64_t first, float* keep) {
+  const DF df;
+  HWY_ALIGN float before[kLanes], sums[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    before[i] = page.softmax[first + i].largest;
+    sums[i] = page.softmax[first + i].sum;
+  }
+  const VF scale = hn::Set(df, page.scale);
+  float* p = page.weights + first;
+  VF top = hn::Load(df, before);
+  for (int64_t t = 0; t < page.n_keys; ++t) {
+    const VF score = hn::Mul(hn::Load(df, p + t * kHeads), scale);
+    hn::Store(score, df, p + t * kHeads);
+    top = hn::Max(top, score);
+  }
+  VF sum = hn::Zero(df);
+  for (int64_t t = 0; t < page.n_keys; ++t) {
+    const VF weight = Exp(hn::Sub(hn::Load(df, p + t * kHeads), top));
+    hn::Store(weight, df, p + t * kHeads);
+    sum = hn::Add(sum, weight);
+  }
+  const VF factor = Exp(hn::Sub(hn::Load(df, before), top));
+  hn::Store(hn::MulAdd(hn::Load(df, sums), factor, sum), df, sums);
+  hn::Store(top, df, before);
+  hn::StoreU(factor, df, keep + first);
+  for (int i = 0; i < kLanes; ++i) page.softmax[first + i] = {before[i], sums[i]};
+}
+
+template <int kVecs>
+HWY_INLINE void AttendHeadsOf(const PageOfHeads& page) {
+  constexpr int kKeys = std::min(16, (kManyRegisters ? 16 : 8) / kVecs);
+  const std::byte* next = page.next;
+  int64_t t = 0;
+  for (; t + kKeys <= page.n_keys; t += kKeys) ScoreKeys<kVecs, kKeys>(page, t, next);
+  for (; t < page.n_keys; ++t) ScoreKeys<kVecs, 1>(page, t, next);
+  float keep[kHeads];
+  int64_t n_keys[kHeads];
+  for (int j = 0; j < kVecs; ++j) SoftmaxHeads(page, j * kLanes, keep);
+  for (int64_t h = 0; h < page.n_heads; ++h) n_keys[h] = page.n_keys;
+  AddValuesAnyhow<KeysOfHeads>(page.weights, keep, n_keys, page.n_heads, page.entries, page.stride,
+                               page.rank, page.sum, page.sum_stride);
+}
+
+void AttendHeads(const PageOfHeads& page) {
+  static_assert(kHeads % kLanes == 0);
+  constexpr int kMostVecs = kHeads / kLanes;
+  const int64_t n_vecs = (page.n_heads + kLanes - 1) / kLanes;
+  if constexpr (kMostVecs >= 4) {
+    if (n_vecs == 4) return AttendHeadsOf<4>(page);
+    if (n_vecs == 3) return AttendHeadsOf<3>(page);
+  }
+  if constexpr (kMostVecs >= 2) {
+    if (n_vecs == 2) return AttendHeadsOf<2>(page);
+  }
+  AttendHeadsOf<1>(page);
 }
 
 void Divide(float* x, float divisor, int64_t n) {
@@ -253,10 +315,10 @@ void TransposePage(const float* in, int64_t in_stride, int64_t n_rows, int64_t n
 }
 
 void SetAttentionKernels(VectorKernels& k) {
-  k.score_rows = ScoreRows;
   k.score_columns = ScoreColumns;
   k.softmax_page = SoftmaxPage;
   k.add_values = AddValues;
+  k.attend_heads = AttendHeads;
   k.divide = Divide;
   k.mix = Mix;
   k.transpose_page = TransposePage;
