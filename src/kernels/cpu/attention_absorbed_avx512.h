@@ -16,11 +16,10 @@ namespace exo::kernels::cpu {
 namespace {  // NOLINT: internal linkage on purpose
 
 struct AbsorbedScratch {
-  float* scores;  // [64, 16 heads]
-  std::byte*
-      weights;  // tiles: [2 halves] of 16 heads x 32 keys; else lines: [32] of 16 heads' pairs
-  std::byte* values;  // tiles: [2 halves of the keys][rank / 16] of pairs of keys x 16 columns
-  std::byte* rows;    // [64, entry] bf16 of pages of codes
+  float* scores;       // [64, 16 heads]
+  std::byte* weights;  // tiles: [2 halves] of 16 heads x 32 keys; else [32 pairs] of 16 heads
+  std::byte* values;   // tiles: [2 halves of the keys][rank / 16] of pairs of keys x 16 columns
+  std::byte* rows;     // [64, entry] bf16 of pages of codes
 
   AbsorbedScratch(std::byte* s, int64_t rank)
       : scores(reinterpret_cast<float*>(s)),
