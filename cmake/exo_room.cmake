@@ -116,6 +116,10 @@ function(exo_isa_flags)
     set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS
                                 "${${isa}};-Wno-uninitialized;-Wno-maybe-uninitialized")
   endforeach()
+  # What measures the machine is not to measure a sanitizer.
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/kernels/cpu/roofline_*.cc)
+  list(FILTER sources EXCLUDE REGEX "_test\\.cc$")
+  set_property(SOURCE ${sources} APPEND PROPERTY COMPILE_OPTIONS -fno-sanitize=all)
   # tests/CMakeLists.txt: the AMX kernels without tiles, which are in software there.
   set(EXO_EMULATED_AMX_FLAGS ${avx512bf16} -Wno-uninitialized -Wno-maybe-uninitialized PARENT_SCOPE)
 endfunction()

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <random>
 #include <set>
 
@@ -103,10 +104,13 @@ class Bench {
  private:
   Result<BenchLine> between_limits(const std::function<Result<ForwardWork>(BenchLine&)>& time) {
     BenchLine line;
-    EXO_ASSIGN_OR_RETURN(const BenchLimits before, measure_limits_());
+    if (!before_) {
+      EXO_ASSIGN_OR_RETURN(before_, measure_limits_());
+    }
     EXO_ASSIGN_OR_RETURN(const ForwardWork work, time(line));
     EXO_ASSIGN_OR_RETURN(const BenchLimits after, measure_limits_());
-    const BenchLimits limits = mean(before, after);
+    const BenchLimits limits = mean(*before_, after);
+    before_ = after;
     set_limits(limits, matmul_peak(engine_.plan(), limits), work, line);
     return line;
   }
@@ -175,6 +179,7 @@ class Bench {
 
   Engine& engine_;
   const std::function<Result<BenchLimits>()>& measure_limits_;
+  std::optional<BenchLimits> before_;  // the next line, measured after the last
   const BenchOptions& options_;
   std::mt19937_64 random_;
 };

@@ -53,7 +53,7 @@ struct BenchLine {
 };
 
 /// Runs everything once to warm up (weights are touched, threads started), then times it.
-/// `measure_limits` is called around each line, `on_line` as results come. Needs
+/// `measure_limits` is called before and after each line, `on_line` as results come. Needs
 /// limits.max_context_tokens for the longest case and max_sequences for the largest batch.
 Status run_bench(Engine& engine, const std::function<Result<BenchLimits>()>& measure_limits,
                  const BenchOptions& options, const std::function<void(const BenchLine&)>& on_line);
