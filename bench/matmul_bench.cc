@@ -60,7 +60,8 @@ MachineLimits limits_of(Isa isa, int n_threads) {
   auto it = known.find({isa, n_threads});
   if (it == known.end()) {
     ThreadPool pool(n_threads);
-    const MachineLimits l = *measure_limits(pool, isa);
+    Buffer memory;
+    const MachineLimits l = *measure_limits(pool, isa, memory);
     std::fprintf(stderr,
                  "limits %s, %d threads: %.1f GB/s, int8 %.2f TOPS, bf16 %.2f TFLOPS, fp32 %.0f "
                  "GFLOPS\n",

@@ -211,10 +211,11 @@ std::string machine_text(const kernels::cpu::MachineLimits& m, int n_threads) {
       m.fp32_gflops, m.vnni_tops, m.amx_int8_tops);
 }
 
-Result<kernels::cpu::MachineLimits> limits_of(int n_threads, const ModelOptions& options) {
+Result<kernels::cpu::MachineLimits> limits_of(int n_threads, const ModelOptions& options,
+                                              Buffer& memory) {
   EXO_ASSIGN_OR_RETURN(const kernels::cpu::Isa isa, kernels::cpu::parse_isa(options.isa));
   ThreadPool pool(n_threads);
-  return kernels::cpu::measure_limits(pool, isa);
+  return kernels::cpu::measure_limits(pool, isa, memory);
 }
 
 /// The thread counts asked for, or all processors.
@@ -234,8 +235,10 @@ Status roofline(const BenchCommandOptions& options) {
     counts.push_back(usable_cpus());
   }
   OrderedJson json = {{"machine", nullptr}, {"by_threads", OrderedJson::array()}};
+  Buffer memory;
   for (int n : counts) {
-    EXO_ASSIGN_OR_RETURN(const kernels::cpu::MachineLimits machine, limits_of(n, options.model));
+    EXO_ASSIGN_OR_RETURN(const kernels::cpu::MachineLimits machine,
+                         limits_of(n, options.model, memory));
     json["by_threads"].push_back(to_json(machine, n));
     if (!options.json) EXO_RETURN_IF_ERROR(write_out(machine_text(machine, n)));
   }
@@ -267,8 +270,9 @@ Status bench_threads(PlannedModel& planned, const BenchCommandOptions& options,
   EXO_ASSIGN_OR_RETURN(planned.plan, model::make_plan(planned.plan.config, planned.plan.format,
                                                       planned.plan.placement, planned.plan.limits));
   const model::Plan& plan = planned.plan;
+  Buffer memory;
   EXO_ASSIGN_OR_RETURN(const kernels::cpu::MachineLimits machine,
-                       limits_of(n_threads, options.model));
+                       limits_of(n_threads, options.model, memory));
   json["machine"] = to_json(machine, n_threads);
   json["model"] = planned.location.name;
   std::string text = machine_text(machine, n_threads);
@@ -293,7 +297,7 @@ Status bench_threads(PlannedModel& planned, const BenchCommandOptions& options,
   if (!options.json) written = write_out(text);
   const auto measure_limits = [&]() -> Result<engine::BenchLimits> {
     EXO_ASSIGN_OR_RETURN(const kernels::cpu::MachineLimits now,
-                         limits_of(n_threads, options.model));
+                         limits_of(n_threads, options.model, memory));
     return bench_limits(now);
   };
   EXO_RETURN_IF_ERROR(

@@ -54,29 +54,33 @@ ReadLoop read_loop([[maybe_unused]] Isa isa) {
   return read_words;
 }
 
-Result<double> read_gb_per_s(ThreadPool& pool, ReadLoop read) {
+Status allocate_memory(ThreadPool& pool, Buffer& memory) {
   const auto cache = static_cast<int64_t>(last_level_cache_bytes());
   const auto free = static_cast<int64_t>(available_memory_bytes());
   const int64_t n_bytes =
-      std::clamp(std::min({2 * cache, free / 4, kMostReadBytes}), kLeastReadBytes, kMostReadBytes) /
-      kReadTaskBytes * kReadTaskBytes;
-  EXO_ASSIGN_OR_RETURN(Buffer buffer, Buffer::allocate(n_bytes));
+      std::clamp(std::min({2 * cache, free / 4, kMostReadBytes}), kLeastReadBytes, kMostReadBytes);
+  EXO_ASSIGN_OR_RETURN(memory, Buffer::allocate(n_bytes / kReadTaskBytes * kReadTaskBytes));
   // Written once: pages never written could all be one page of zeros.
-  pool.parallel_for(n_bytes / kReadTaskBytes, [&](int64_t task, int) {
-    std::memset(buffer.data() + task * kReadTaskBytes, 1, kReadTaskBytes);
+  pool.parallel_for(memory.size_bytes() / kReadTaskBytes, [&](int64_t task, int) {
+    std::memset(memory.data() + task * kReadTaskBytes, 1, kReadTaskBytes);
   });
+  return ok_status();
+}
+
+double read_gb_per_s(ThreadPool& pool, ReadLoop read, const Buffer& memory) {
+  const int64_t n_tasks = memory.size_bytes() / kReadTaskBytes;
   double best = 1e9;
   for (int i = 0; i < 2 * kRepeats; ++i) {
     const Streams streams = i % 2 == 0 ? Streams::two : Streams::eight;
     best = std::min(best, seconds_of([&] {
-                      pool.parallel_for(n_bytes / kReadTaskBytes, [&](int64_t task, int) {
+                      pool.parallel_for(n_tasks, [&](int64_t task, int) {
                         const uint64_t sum =
-                            read(buffer.data() + task * kReadTaskBytes, kReadTaskBytes, streams);
+                            read(memory.data() + task * kReadTaskBytes, kReadTaskBytes, streams);
                         asm volatile("" : : "r"(sum));
                       });
                     }));
   }
-  return static_cast<double>(n_bytes) / best * 1e-9;
+  return static_cast<double>(n_tasks * kReadTaskBytes) / best * 1e-9;
 }
 
 // Operations a second of all threads in `loop`, the best of the repeats.
@@ -113,9 +117,10 @@ double fp32_loop_neon(int64_t n) {
 
 }  // namespace
 
-Result<MachineLimits> measure_limits(ThreadPool& pool, Isa isa) {
+Result<MachineLimits> measure_limits(ThreadPool& pool, Isa isa, Buffer& memory) {
   MachineLimits limits;
-  EXO_ASSIGN_OR_RETURN(limits.read_gb_per_s, read_gb_per_s(pool, read_loop(isa)));
+  if (memory.size_bytes() == 0) EXO_RETURN_IF_ERROR(allocate_memory(pool, memory));
+  limits.read_gb_per_s = read_gb_per_s(pool, read_loop(isa), memory);
 #if defined(__x86_64__)
   if (isa == Isa::amx) {
     limits.amx_int8_tops = loop_ops_per_s(pool, int8_loop_amx) * 1e-12;

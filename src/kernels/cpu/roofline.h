@@ -6,12 +6,13 @@
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "kernels/cpu/isa.h"
+#include "tensor/buffer.h"
 
 namespace exo::kernels::cpu {
 
 /// 0 where the instruction set has no such unit.
 struct MachineLimits {
-  double read_gb_per_s = 0;    ///< 10^9 bytes read a second from memory (256 MiB, in order)
+  double read_gb_per_s = 0;    ///< 10^9 bytes read a second from memory (256 MiB and more)
   double amx_int8_tops = 0;    ///< 10^12 operations (a multiply-add is two) of TDPBSSD
   double amx_bf16_tflops = 0;  ///< of TDPBF16PS
   double vnni_tops = 0;        ///< of VPDPBUSD on 512 bits (on 256: int8_tops)
@@ -20,7 +21,8 @@ struct MachineLimits {
   double fp32_gflops = 0;      ///< 10^9 operations of fused multiply-adds
 };
 
-/// Precondition: isa is in supported_isas(). Error: no memory to read.
-Result<MachineLimits> measure_limits(ThreadPool& pool, Isa isa);
+/// Precondition: isa is in supported_isas(). `memory` is what is read: empty the first time, kept
+/// for the next. Error: no memory to read.
+Result<MachineLimits> measure_limits(ThreadPool& pool, Isa isa, Buffer& memory);
 
 }  // namespace exo::kernels::cpu
