@@ -139,9 +139,9 @@ HWY_INLINE void AddValuesBlock(const float* p, const float* keep, const int64_t*
 }
 
 template <class Layout, int kVecs>
-HWY_INLINE void AddValuesColumns(const float* p, const float* keep, const int64_t* n_keys,
-                                 int64_t n_q, const float* values, int64_t value_stride, float* out,
-                                 int64_t out_stride) {
+HWY_INLINE void AddValuesOfRows(const float* p, const float* keep, const int64_t* n_keys,
+                                int64_t n_q, const float* values, int64_t value_stride, float* out,
+                                int64_t out_stride) {
   int64_t i = 0;
   for (; i + 4 <= n_q; i += 4)
     AddValuesBlock<Layout, 4, kVecs>(p + i * Layout::kRowStep, keep + i, n_keys + i, values,
@@ -166,16 +166,15 @@ HWY_INLINE void AddValuesTail(const float* p, const float* keep, const int64_t* 
 
 // Some columns for all rows, then the next: their values stay in the first-level cache.
 template <class Layout>
-HWY_INLINE void AddValuesAnyhow(const float* p, const float* keep, const int64_t* n_keys,
-                                int64_t n_q, const float* values, int64_t value_stride, int64_t dim,
-                                float* out, int64_t out_stride) {
+HWY_INLINE void AddValuesInColumns(const float* p, const float* keep, const int64_t* n_keys,
+                                   int64_t n_q, const float* values, int64_t value_stride,
+                                   int64_t dim, float* out, int64_t out_stride) {
   int64_t j = 0;
   for (; j + kWide * kLanes <= dim; j += kWide * kLanes)
-    AddValuesColumns<Layout, kWide>(p, keep, n_keys, n_q, values + j, value_stride, out + j,
-                                    out_stride);
+    AddValuesOfRows<Layout, kWide>(p, keep, n_keys, n_q, values + j, value_stride, out + j,
+                                   out_stride);
   for (; j + kLanes <= dim; j += kLanes)
-    AddValuesColumns<Layout, 1>(p, keep, n_keys, n_q, values + j, value_stride, out + j,
-                                out_stride);
+    AddValuesOfRows<Layout, 1>(p, keep, n_keys, n_q, values + j, value_stride, out + j, out_stride);
   if (j < dim)
     AddValuesTail<Layout>(p, keep, n_keys, n_q, values + j, value_stride, dim - j, out + j,
                           out_stride);
@@ -184,7 +183,7 @@ HWY_INLINE void AddValuesAnyhow(const float* p, const float* keep, const int64_t
 void AddValues(const float* p, const float* keep, const int64_t* n_keys, int64_t n_q,
                const float* values, int64_t value_stride, int64_t dim, float* out,
                int64_t out_stride) {
-  AddValuesAnyhow<RowsOfKeys>(p, keep, n_keys, n_q, values, value_stride, dim, out, out_stride);
+  AddValuesInColumns<RowsOfKeys>(p, keep, n_keys, n_q, values, value_stride, dim, out, out_stride);
 }
 
 // -- heads of one row -----------------------------------------------------------------------------
@@ -263,8 +262,8 @@ HWY_INLINE void AttendHeadsOf(const PageOfHeads& page) {
   int64_t n_keys[kHeads];
   for (int j = 0; j < kVecs; ++j) SoftmaxHeads(page, j * kLanes, keep);
   for (int64_t h = 0; h < page.n_heads; ++h) n_keys[h] = page.n_keys;
-  AddValuesAnyhow<KeysOfHeads>(page.weights, keep, n_keys, page.n_heads, page.entries, page.stride,
-                               page.rank, page.sum, page.sum_stride);
+  AddValuesInColumns<KeysOfHeads>(page.weights, keep, n_keys, page.n_heads, page.entries,
+                                  page.stride, page.rank, page.sum, page.sum_stride);
 }
 
 void AttendHeads(const PageOfHeads& page) {
