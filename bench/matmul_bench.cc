@@ -98,7 +98,9 @@ void linear_bench(benchmark::State& state, Isa isa, WeightFormat format, int64_t
   const double runs = static_cast<double>(state.iterations());
   const double bytes = static_cast<double>(m.list[0].weight_bytes());
   const double ops = 2.0 * static_cast<double>(kOut * kIn * n_rows);
-  const double peak = activation == DType::i8 ? limits.int8_tops : limits.bf16_tflops;
+  const double peak = activation != DType::i8        ? limits.bf16_tflops
+                      : format == WeightFormat::int4 ? limits.int4_tops
+                                                     : limits.int8_tops;
   const double limit_s = std::max(bytes / (limits.read_gb_per_s * 1e9), ops / (peak * 1e12));
   using C = benchmark::Counter;
   state.counters["GB/s"] = C(runs * bytes * 1e-9, C::kIsRate);

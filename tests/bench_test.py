@@ -14,7 +14,7 @@ def bench(home, *args):
 
 
 def every_format(home):
-    for fmt, activation in (("bf16", "bf16"), ("fp8", "bf16"), ("int8", "int8"), ("int4", "int8")):
+    for fmt, unit in (("bf16", "bf16_tflops"), ("fp8", "bf16_tflops"), ("int8", "int8_tops"), ("int4", "int4_tops")):
         result, err = bench(home, "--format", fmt)
         assert "writing" in err, err
         machine = result["machine"]
@@ -28,8 +28,7 @@ def every_format(home):
         decode, prefill = result["results"]
         # The limits are those of the units that the format is computed with (attention, not counted there, is less than a
         # third of so short a prompt's operations).
-        units = prefill["int8_tops"] if activation == "int8" else prefill["bf16_tflops"]
-        by_units = units * 1e12 / prefill["ops_per_token"]
+        by_units = prefill[unit] * 1e12 / prefill["ops_per_token"]
         assert prefill["limit_tokens_per_s"] <= by_units * 1.5, (prefill, machine)
         # Of a median step; the bytes are those of the last.
         by_bytes = decode["read_gb_per_s"] * 1e9 / decode["bytes_per_token"]

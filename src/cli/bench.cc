@@ -136,6 +136,7 @@ engine::BenchLimits bench_limits(const kernels::cpu::MachineLimits& machine) {
   engine::BenchLimits limits;
   limits.read_bytes = machine.read_gb_per_s * 1e9;
   limits.int8_ops = machine.int8_tops * 1e12;
+  limits.int4_ops = machine.int4_tops * 1e12;
   limits.f32_ops = machine.fp32_gflops * 1e9;
   limits.bf16_ops = machine.bf16_tflops * 1e12;
   return limits;
@@ -147,6 +148,7 @@ OrderedJson to_json(const kernels::cpu::MachineLimits& m, int n_threads) {
           {"amx_bf16_tflops", m.amx_bf16_tflops},
           {"vnni_tops", m.vnni_tops},
           {"int8_tops", m.int8_tops},
+          {"int4_tops", m.int4_tops},
           {"bf16_tflops", m.bf16_tflops},
           {"fp32_gflops", m.fp32_gflops},
           {"n_threads", n_threads},
@@ -167,6 +169,7 @@ OrderedJson to_json(const engine::BenchLine& line, const model::Plan& plan) {
                       {"ops_per_token", line.ops_per_token},
                       {"read_gb_per_s", line.limits.read_bytes * 1e-9},
                       {"int8_tops", line.limits.int8_ops * 1e-12},
+                      {"int4_tops", line.limits.int4_ops * 1e-12},
                       {"bf16_tflops", line.limits.bf16_ops * 1e-12},
                       {"limit_tokens_per_s", line.limit_tokens_per_s},
                       {"share_of_limit", line.share_of_limit}};
@@ -205,10 +208,10 @@ std::string line_text(const engine::BenchLine& line) {
 
 std::string machine_text(const kernels::cpu::MachineLimits& m, int n_threads) {
   return fmt::format(
-      "machine: {} thread{}, reads {:.1f} GB/s, int8 {:.2f} TOPS, bf16 {:.2f} TFLOPS, fp32 {:.0f} "
-      "GFLOPS (VNNI {:.2f}, AMX {:.2f} TOPS)\n",
-      n_threads, n_threads == 1 ? "" : "s", m.read_gb_per_s, m.int8_tops, m.bf16_tflops,
-      m.fp32_gflops, m.vnni_tops, m.amx_int8_tops);
+      "machine: {} thread{}, reads {:.1f} GB/s, int8 {:.2f} TOPS, int4 {:.2f} TOPS, bf16 {:.2f} "
+      "TFLOPS, fp32 {:.0f} GFLOPS (VNNI {:.2f}, AMX {:.2f} TOPS)\n",
+      n_threads, n_threads == 1 ? "" : "s", m.read_gb_per_s, m.int8_tops, m.int4_tops,
+      m.bf16_tflops, m.fp32_gflops, m.vnni_tops, m.amx_int8_tops);
 }
 
 Result<kernels::cpu::MachineLimits> limits_of(int n_threads, const ModelOptions& options,

@@ -44,10 +44,10 @@ class ExpertCounter final : public ops::Capture {
 // weights.
 double matmul_peak(const model::Plan& plan, const BenchLimits& limits) {
   const auto& layer = plan.prefill.layers.back();
-  const DType activation =
-      layer.moe ? layer.moe->gate_up.activation : layer.mlp->gate_up.activation;
-  if (activation == DType::i8) return limits.int8_ops;
-  return activation == DType::bf16 ? limits.bf16_ops : limits.f32_ops;
+  const auto& linear = layer.moe ? layer.moe->gate_up : layer.mlp->gate_up;
+  if (linear.activation == DType::i8)
+    return linear.weight == WeightFormat::int4 ? limits.int4_ops : limits.int8_ops;
+  return linear.activation == DType::bf16 ? limits.bf16_ops : limits.f32_ops;
 }
 
 // Times are of n_forward_tokens each.
@@ -65,6 +65,7 @@ void summarise(const std::vector<double>& times_s, int64_t n_forward_tokens,
 BenchLimits mean(const BenchLimits& a, const BenchLimits& b) {
   return {.read_bytes = (a.read_bytes + b.read_bytes) / 2,
           .int8_ops = (a.int8_ops + b.int8_ops) / 2,
+          .int4_ops = (a.int4_ops + b.int4_ops) / 2,
           .bf16_ops = (a.bf16_ops + b.bf16_ops) / 2,
           .f32_ops = (a.f32_ops + b.f32_ops) / 2};
 }

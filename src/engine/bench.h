@@ -23,6 +23,7 @@ namespace exo::engine {
 struct BenchLimits {
   double read_bytes = 0;  ///< memory bandwidth, all threads reading
   double int8_ops = 0;    ///< the best integer unit of the instruction set in use
+  double int4_ops = 0;    ///< the same with weights of 4 bits
   double bf16_ops = 0;
   double f32_ops = 0;
 };

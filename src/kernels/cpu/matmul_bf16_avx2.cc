@@ -8,25 +8,29 @@ namespace {
 
 struct Avx2 {
   using F = __m256;
-  static constexpr int kLanes = 8, kVectors = 2, kRegisterRows = 3;
+  using Pairs = __m256i;
+  static constexpr int kLanes = 8, kVectors = 2, kFewRows = 4, kRows = 6, kPanels = 1;
+  static constexpr int64_t kPrefetch = 768;  // as in matmul_i8_avx2.cc
   static F zero() { return _mm256_setzero_ps(); }
   static F set(float v) { return _mm256_set1_ps(v); }
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F fmadd(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static __m256i load_bytes(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  static void split(__m256i pairs, F* even, F* odd) {
-    *even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-    *odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-65536)));
+  template <bool kOdd>
+  static F half(__m256i pairs) {
+    return _mm256_castsi256_ps(kOdd ? _mm256_and_si256(pairs, _mm256_set1_epi32(-65536))
+                                    : _mm256_slli_epi32(pairs, 16));
   }
-  static void pair(const uint8_t* p, F* even, F* odd) { split(load_bytes(p), even, odd); }
-  static void broadcast_pair(const uint8_t* p, F* even, F* odd) {
+  static __m256i load_pairs(const uint8_t* p) { return load_bytes(p); }
+  static __m256i broadcast_pair(const uint8_t* p) {
     int32_t v;
     __builtin_memcpy(&v, p, 4);
-    split(_mm256_set1_epi32(v), even, odd);
+    return _mm256_set1_epi32(v);
   }
   static void widen_32(const uint8_t* p, float* out) {
     for (int i = 0; i < 4; ++i) {
@@ -35,31 +39,44 @@ struct Avx2 {
                           _mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
     }
   }
-  // e4m3 S EEEE MMM to bf16 S (E + 120) MMM0000 byte by byte; exponent 0 (zero and subnormals,
-  // M * 2^-9) from tables, and S.1111.111 to a NaN.
-  static void widen(const uint8_t* line, uint8_t* out) {
-    const __m256i low_of_subnormal = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 0, -128, -64, 0, 32, 64, 96, 0, 0, 0, 0, 0, 0, 0, 0));
-    const __m256i high_of_subnormal = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 59, 59, 59, 60, 60, 60, 60, 0, 0, 0, 0, 0, 0, 0, 0));
+  static void scale_32(const uint8_t* p, float scale, uint8_t* out) {
     for (int i = 0; i < 2; ++i) {
-      const __m256i b = load_bytes(line + i * 32);
-      const __m256i size = _mm256_and_si256(b, _mm256_set1_epi8(127));
-      const __m256i subnormal = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), size);
-      const __m256i nan = _mm256_cmpeq_epi8(size, _mm256_set1_epi8(127));
-      const __m256i shifted = _mm256_srli_epi16(b, 4);
-      __m256i low = _mm256_and_si256(_mm256_slli_epi16(b, 4), _mm256_set1_epi8(-16));
-      __m256i high =
-          _mm256_add_epi8(_mm256_and_si256(shifted, _mm256_set1_epi8(7)), _mm256_set1_epi8(60));
-      low = _mm256_blendv_epi8(low, _mm256_shuffle_epi8(low_of_subnormal, size), subnormal);
-      high = _mm256_blendv_epi8(high, _mm256_shuffle_epi8(high_of_subnormal, size), subnormal);
-      high = _mm256_or_si256(high, _mm256_and_si256(nan, _mm256_set1_epi8(127)));
-      high = _mm256_or_si256(high, _mm256_and_si256(b, _mm256_set1_epi8(-128)));
-      auto* to = reinterpret_cast<__m256i*>(out + i * 32);
-      _mm256_store_si256(to, _mm256_unpacklo_epi8(low, high));
-      _mm256_store_si256(to + 2, _mm256_unpackhi_epi8(low, high));
+      const __m256i pairs = load_bytes(p + i * 32);
+      const F even = _mm256_mul_ps(half<false>(pairs), set(scale));
+      const F odd = _mm256_mul_ps(half<true>(pairs), set(scale));
+      const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(even), 16);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i * 32),
+                          _mm256_or_si256(low, _mm256_castps_si256(odd)));
     }
   }
+
+  // e4m3 S EEEE MMM to bf16 S 0000EEEE MMM0000: its value times 2^-120, subnormals included, for
+  // what is subnormal in one is so in the other. S 1111 111 is a NaN, and would be a number.
+  class Fp8 {
+   public:
+    static constexpr int kExponent = 120;
+    void widen(Pairs codes, int i, Pairs* first, Pairs* second) {
+      const __m256i zero = _mm256_setzero_si256(), size = _mm256_set1_epi8(127);
+      nan_[i] = _mm256_or_si256(nan_[i], _mm256_cmpeq_epi8(_mm256_and_si256(codes, size), size));
+      *first = shifted(_mm256_unpacklo_epi8(zero, codes));
+      *second = shifted(_mm256_unpackhi_epi8(zero, codes));
+    }
+    void mark(F* sums) const {
+      for (int i = 0; i < 2; ++i) {
+        const __m256i finite = _mm256_cmpeq_epi32(nan_[i], _mm256_setzero_si256());
+        const __m256i nan = _mm256_xor_si256(finite, _mm256_set1_epi32(-1));
+        sums[i] = _mm256_or_ps(sums[i], _mm256_castsi256_ps(nan));
+      }
+    }
+
+   private:
+    static __m256i shifted(__m256i words) {
+      return _mm256_and_si256(_mm256_srai_epi16(words, 4),
+                              _mm256_set1_epi16(static_cast<int16_t>(0x87F0)));
+    }
+    // Of each output: not zero where a code was a NaN.
+    __m256i nan_[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+  };
 };
 
 }  // namespace

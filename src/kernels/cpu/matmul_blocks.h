@@ -1,6 +1,7 @@
 /// The loop nest of products of many rows on vectors, shared by matmul_i8_avx512.cc,
-/// matmul_bf16_avx512bf16.cc and matmul_i8_avxvnni.cc: some rows by one or two panels are the sums
-/// in registers, and each line of weights meets the rows' broadcast pieces of activations.
+/// matmul_bf16_avx512bf16.cc, matmul_i8_avxvnni.cc and matmul_i8_avx2.cc: some rows by one or two
+/// panels are the sums in registers, and each line of weights meets the rows' broadcast pieces of
+/// activations.
 ///
 /// A group of panels is taken kBlockTiles K tiles at a time: 16 KiB of weights a panel, unpacked
 /// where their format asks for it, stay in the L1 cache while all rows pass, with the sums kept in
@@ -13,11 +14,14 @@
 ///                block), zero, set (4 bytes in every lane), load, store, multiply_add (kScaled),
 ///                and Writer, of a panel's sums of one row
 ///   kSourceCols, kSourceBytes, kTilesPerSource   its tiles, and the K tiles of 64 bytes in each
-///   kUnpacked    unpack(source tile, to): to its K tiles; `to` + i * kTile is the i-th
+///   kUnpackedTile   0: weights are multiplied as they lie in memory; else the bytes of a K tile
+///                as unpack(source tile, to) leaves it, kMostTile at most; `to` + i * kUnpackedTile
+///                is the i-th
 ///   kInteger     sums are int32, begin at start(x, row) and are scaled at the end; else f32
 ///   kScaled      f32 sums of a block times scale(w, panel, K tile)
 ///   block_tiles(w)   K tiles of a block, at most kBlockTiles
-///   dot(sum, weights, 4 bytes of a row in every lane)
+///   dot(sum, weights, 4 bytes of a row in every lane), or, where lines are not all there is to it,
+///                multiply<rows, panels>(block, ahead) in place of multiply_rows
 #pragma once
 
 #include <immintrin.h>
@@ -30,7 +34,9 @@ namespace {  // NOLINT: internal linkage on purpose
 constexpr int64_t kBlockTiles = 16;
 constexpr int64_t kPassRows = 1024;  ///< rows whose sums the scratch has place for
 constexpr int64_t kMostPanels = 2;   ///< of a group
-static_assert(kMostPanels * (kBlockTiles * kTile + kPassRows * kLine) <= kMatmulScratchBytes);
+constexpr int64_t kMostTile = kTile + 2 * kLine;
+constexpr int64_t kTileGroups = 64 / kInt4GroupCols;  ///< of a K tile of i8 activations
+static_assert(kMostPanels * (kBlockTiles * kMostTile + kPassRows * kLine) <= kMatmulScratchBytes);
 
 /// A K block of a group of panels in the task's order.
 struct KBlock {
@@ -66,10 +72,12 @@ struct RowsOfBlock {
   const uint8_t* w;  ///< the panels' tiles
   int64_t w_apart;   ///< from one panel's to the next's
   int64_t n_tiles;
-  uint8_t* sums;          ///< [rows][kPanels] lines
-  const int32_t* starts;  ///< [rows], kInteger: what the sums begin with
-  const float* scales;    ///< [panels], kScaled
-  bool first;             ///< the panels' first block: there are no sums yet
+  uint8_t* sums;              ///< [rows][kPanels] lines
+  const int32_t* starts;      ///< [rows], kInteger: what the sums begin with
+  const int32_t* group_sums;  ///< kInteger: the first row's, from the block's first group on
+  int64_t n_groups;           ///< from one row's to the next's
+  const float* scales;        ///< [panels], kScaled
+  bool first;                 ///< the panels' first block: there are no sums yet
 };
 
 /// R rows with P panels. Not inlined: inside a caller's loops GCC 12 copies the sums from register
@@ -133,20 +141,25 @@ inline void multiply_any(int64_t n_rows, const RowsOfBlock& b, Ahead& ahead) {
   if constexpr (R < Format::Vector::kRows) {
     if (n_rows > R) return multiply_any<Format, P, R + 1>(n_rows, b, ahead);
   }
-  multiply_rows<Format, R, P>(b, ahead);
+  if constexpr (requires { Format::template multiply<R, P>(b, ahead); }) {
+    Format::template multiply<R, P>(b, ahead);
+  } else {
+    multiply_rows<Format, R, P>(b, ahead);
+  }
 }
 
 /// A pass: rows [row, row + n_rows) with all panels of the task; `next`: what is multiplied after.
 template <class Format>
 class BlockPass {
   using V = typename Format::Vector;
-  static constexpr int64_t kGroup = V::kPanels;
+  static constexpr int64_t kGroup = V::kPanels, kTileBytes = Format::kUnpackedTile;
+  static_assert(kTileBytes <= kMostTile);
 
  public:
   BlockPass(const MatmulTask& task, int64_t row, int64_t n_rows, const Panels& next)
       : task_(task), w_(*task.w), row_(row), n_rows_(n_rows), next_(next) {
     unpacked_ = reinterpret_cast<uint8_t*>(task.scratch);
-    sums_ = unpacked_ + kGroup * kBlockTiles * kTile;
+    sums_ = unpacked_ + kGroup * kBlockTiles * kTileBytes;
     n_k_tiles_ = ceil_of(w_.n_in, Format::kSourceCols) * Format::kTilesPerSource;
     block_tiles_ = Format::block_tiles(w_);
   }
@@ -197,14 +210,14 @@ class BlockPass {
   void run_block(const KBlock& b) {
     const uint8_t* w = source(w_, b.panel, b.tile);
     int64_t apart = panel_stride(w_, Format::kSourceCols, Format::kSourceBytes);
-    if constexpr (Format::kUnpacked) {
+    if constexpr (kTileBytes != 0) {
       for (int64_t p = 0; p < b.n_panels; ++p) {
         for (int64_t t = 0; t < b.n_tiles; t += Format::kTilesPerSource)
           Format::unpack(source(w_, b.panel + p, b.tile + t),
-                         unpacked_ + (p * kBlockTiles + t) * kTile);
+                         unpacked_ + (p * kBlockTiles + t) * kTileBytes);
       }
       w = unpacked_;
-      apart = kBlockTiles * kTile;
+      apart = kBlockTiles * kTileBytes;
     }
     float scales[kMostPanels] = {1, 1};
     if constexpr (Format::kScaled) {
@@ -217,15 +230,19 @@ class BlockPass {
       // A row tile's rows in blocks of nearly equal size.
       const int64_t n = min_of(16, n_rows_ - r), size = ceil_of(n, ceil_of(n, V::kRows));
       for (int64_t i = 0; i < n; i += size) {
-        const RowsOfBlock rows = {.x = x + i * kLine,
-                                  .step = tile.step,
-                                  .w = w,
-                                  .w_apart = apart,
-                                  .n_tiles = b.n_tiles,
-                                  .sums = sums_of(r + i),
-                                  .starts = starts_ + r + i,
-                                  .scales = scales,
-                                  .first = b.tile == 0};
+        RowsOfBlock rows = {.x = x + i * kLine,
+                            .step = tile.step,
+                            .w = w,
+                            .w_apart = apart,
+                            .n_tiles = b.n_tiles,
+                            .sums = sums_of(r + i),
+                            .starts = starts_ + r + i,
+                            .group_sums = nullptr,
+                            .n_groups = padded_groups(*task_.x),
+                            .scales = scales,
+                            .first = b.tile == 0};
+        if constexpr (Format::kInteger)
+          rows.group_sums = group_sums_of(*task_.x, row_ + r + i) + b.tile * kTileGroups;
         const int64_t n_rows = min_of(size, n - i);
         if (b.n_panels == kGroup) {
           multiply_any<Format, V::kPanels>(n_rows, rows, ahead);
@@ -277,7 +294,8 @@ inline void many_rows(const MatmulTask& task) {
 template <class V>
 struct IntegerFormat {
   using Vector = V;
-  static constexpr bool kInteger = true, kUnpacked = true, kScaled = false;
+  static constexpr bool kInteger = true, kScaled = false;
+  static constexpr int64_t kUnpackedTile = kTile;
   static int64_t block_tiles(const PackedMatrix&) { return kBlockTiles; }
   static int32_t start(const PackedRows& x, int64_t row) { return -128 * row_sum_of(x, row); }
   static inline __attribute__((always_inline)) typename V::Int dot(typename V::Int sum,

@@ -1,173 +1,323 @@
 /// i8 activations times int8 and int4 weights with AVX2: exact int32 sums, the same bits as every
-/// other way. vpmaddubsw saturates at words, so int8 weights are widened to words first; int4's q
-/// (0..15) times a byte can't reach that, and even a group's eight lines fit: 8 * 2 * 15 * 127 =
-/// 30480.
+/// other way. vpmaddubsw multiplies unsigned by signed bytes and adds two products to a word, which
+/// saturates.
+/// int8: |w| times the activations with w's sign stays below that: 2 * 128 * 127 = 32512.
+/// int4: a group's words add up eight lines of q (0..15), 8 * 2 * 15 * 127 = 30480, before they
+/// meet the multiplier; less 8 * the group's activation sum they are q - 8, again a word.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include "kernels/cpu/matmul_blocks.h"
 #include "kernels/cpu/matmul_layout.h"
 #include "kernels/cpu/matmul_x86.h"
 
 namespace exo::kernels::cpu {
 namespace {
 
-constexpr int64_t kPrefetch = 4096;  // bytes that weights are asked for ahead of their use
-constexpr int kMaxRows = 4;
+// Weights are streamed from memory while few rows are computed, in so many streams; a line is asked
+// for so many bytes before its use. Farther than that Zen 3 reads slower than unasked (20 GB/s for
+// 25, 2 threads).
+constexpr int kStreams = 2;
+constexpr int64_t kPrefetch = 768;
+constexpr int64_t kManyRows = 9;  // from here on in blocks
+constexpr int kRegisterRows = 4;
 
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-
-// out (+)= float(sum) * (x_scale * row_scale), the reference's order of rounding.
-inline void write_sums(const __m256i* sums, const MatmulTask& task, int64_t row, int64_t panel) {
-  alignas(32) float v[16];
-  const __m256 x_scale = _mm256_set1_ps(task.x->scales[row]);
-  for (int i = 0; i < 2; ++i) {
-    const __m256 scale =
-        _mm256_mul_ps(x_scale, _mm256_loadu_ps(task.w->row_scales + panel * kPanelRows + i * 8));
-    _mm256_store_ps(v + i * 8, _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i]), scale));
-  }
-  const int64_t n = min_of(kPanelRows, task.w->n_out - panel * kPanelRows);
-  float* out =
-      task.out + (row - task.row_begin) * task.out_stride + (panel - task.panel_begin) * kPanelRows;
-  for (int64_t i = 0; i < n; ++i) out[i] = task.accumulate ? out[i] + v[i] : v[i];
+inline __m256i broadcast4(const void* p) {
+  int32_t v;
+  __builtin_memcpy(&v, p, 4);
+  return _mm256_set1_epi32(v);
+}
+inline void prefetch(const uint8_t* p) {
+  _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
 }
 
-// R rows with one panel of int8. Each 16 bytes of a line are 4 outputs' 4 columns; acc[r][i] holds
-// two half sums of each of outputs 4i .. 4i+3.
-template <int R>
-inline void int8_panel(const int16_t* x, int64_t x_stride, const uint8_t* w, int64_t n_tiles,
-                       __m256i (*sums)[2]) {
-  for (int pair = 0; pair < 2; ++pair) {  // 8 outputs at a time: their sums stay in registers
-    __m256i acc[R][2];
-    for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
-    for (int64_t t = 0; t < n_tiles; ++t) {
-      for (int line = 0; line < 16; ++line) {
-        const uint8_t* at = w + t * kTile + line * kLine + pair * 32;
-        if (pair == 0) _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetch), _MM_HINT_T0);
-        const __m256i a =
-            _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-        const __m256i b =
-            _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 16)));
-        for (int r = 0; r < R; ++r) {
-          int64_t four;
-          __builtin_memcpy(&four, x + r * x_stride + t * 64 + line * 4, 8);
-          const __m256i v = _mm256_set1_epi64x(four);
-          acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(a, v));
-          acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(b, v));
+// The sum as it is, in its register: GCC 12 would add a row's products up in another order, and
+// keep all of them in memory until then.
+inline __attribute__((always_inline)) __m256i in_order(__m256i sum) {
+  asm("" : "+x"(sum));
+  return sum;
+}
+
+struct Vector256 {
+  using Int = __m256i;
+  static constexpr int kPerLine = 2, kRows = kRegisterRows, kPanels = 1;
+  static Int zero() { return _mm256_setzero_si256(); }
+  static Int set(int32_t v) { return _mm256_set1_epi32(v); }
+  static Int load(const uint8_t* p) { return cpu::load(p); }
+  static void store(uint8_t* p, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+
+  class Writer {
+   public:
+    Writer(const PackedMatrix& w, int64_t panel, bool)
+        : scales_(w.row_scales + panel * kPanelRows),
+          n_(min_of(kPanelRows, w.n_out - panel * kPanelRows)) {}
+    /// out (+)= float(sum) * (x_scale * row_scale), the reference's order of rounding.
+    inline void write(const uint8_t* sums, float x_scale, bool accumulate, float* out) const {
+      alignas(32) float v[16];
+      for (int i = 0; i < 2; ++i) {
+        const __m256 scale =
+            _mm256_mul_ps(_mm256_set1_ps(x_scale), _mm256_loadu_ps(scales_ + i * 8));
+        __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(cpu::load(sums + i * 32)), scale);
+        if (n_ < kPanelRows) {
+          _mm256_store_ps(v + i * 8, y);
+          continue;
         }
+        if (accumulate) y = _mm256_add_ps(_mm256_loadu_ps(out + i * 8), y);
+        _mm256_storeu_ps(out + i * 8, y);
+      }
+      if (n_ == kPanelRows) return;
+      for (int64_t i = 0; i < n_; ++i) out[i] = accumulate ? out[i] + v[i] : v[i];
+    }
+
+   private:
+    const float* scales_;
+    int64_t n_;
+  };
+};
+
+inline __attribute__((always_inline)) __m256i dot_int8(__m256i sum, __m256i w, __m256i x) {
+  const __m256i words = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+  return in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(words, _mm256_set1_epi16(1))));
+}
+
+// Where a group's q are: the low or high nibbles of bytes, or bytes of their own.
+enum class Q { low, high, bytes };
+
+template <Q kQ>
+inline __attribute__((always_inline)) __m256i q_of(__m256i v) {
+  if (kQ == Q::bytes) return v;
+  return _mm256_and_si256(kQ == Q::low ? v : _mm256_srli_epi16(v, 4), _mm256_set1_epi8(15));
+}
+
+// What a group of activations is, of some rows.
+struct Group {
+  const uint8_t* x;  // the first row's first piece; rows are kLine apart
+  const int32_t* sums;
+  int64_t sums_apart;
+};
+
+// words[i][r][side] = the sums of 8 lines of 16 outputs of the i-th of the groups that they hold:
+// (q - 8) * x in two words an output. The line kAsk bytes behind each is asked for, if not 0.
+template <int R, int64_t kAsk, Q... kQ>
+inline __attribute__((always_inline)) void group_words(const uint8_t* w,
+                                                       const Group (&groups)[sizeof...(kQ)],
+                                                       __m256i (*words)[R][2]) {
+  constexpr int kGroups = sizeof...(kQ);
+#pragma GCC unroll 8
+  for (int line = 0; line < 8; ++line, w += kLine) {
+    if (kAsk != 0) prefetch(w + kAsk);
+    const __m256i first = load(w), second = load(w + 32);
+    const __m256i q[kGroups][2] = {{q_of<kQ>(first), q_of<kQ>(second)}...};
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int i = 0; i < kGroups; ++i) {
+        const __m256i x = broadcast4(groups[i].x + r * kLine + line * 4);
+        __m256i offset = Vector256::zero();
+        if (line == 0)  // 8 * the activations' sum in the upper word of each output
+          offset = _mm256_slli_epi32(broadcast4(groups[i].sums + r * groups[i].sums_apart), 19);
+#pragma GCC unroll 2
+        for (int side = 0; side < 2; ++side) {
+          const __m256i products = _mm256_maddubs_epi16(q[i][side], x);
+          __m256i& sum = words[i][r][side];
+          sum = in_order(line == 0 ? _mm256_sub_epi16(products, offset)
+                                   : _mm256_add_epi16(sum, products));
+        }
+      }
+    }
+  }
+}
+
+// The multipliers of a group as two equal words of each output: 0..7, 8..15.
+inline void multiplier_words(const uint8_t* group, __m256i* m) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(group));
+  m[0] = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(bytes, bytes));
+  m[1] = _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(bytes, bytes));
+}
+
+// -- few rows: each weight byte read once ---------------------------------------------------------
+
+// Some rows of one row tile.
+struct FewRows {
+  const uint8_t* x;
+  int64_t step;  // to the next K tile
+  const int32_t* group_sums;
+  int64_t n_groups;
+};
+
+// Adds a K tile of the format to the sums of rows [kFirst, kFirst + R).
+template <int R, bool kInt4, int kFirst = 0>
+inline void add_tile(const FewRows& rows, int64_t t, const uint8_t* w, __m256i (*sums)[2]) {
+  if constexpr (R > kRegisterRows) {  // the second half finds the tile in the L1 cache
+    add_tile<(R + 1) / 2, kInt4, kFirst>(rows, t, w, sums);
+    add_tile<R / 2, kInt4, kFirst + (R + 1) / 2>(rows, t, w, sums);
+  } else if constexpr (kInt4) {
+    constexpr int64_t kAsk = kFirst == 0 ? kPrefetch : 0;
+    for (int half = 0; half < 2; ++half) {  // groups half and half + 2
+      const uint8_t* lines = w + kLine + half * 8 * kLine;
+      const uint8_t* x = rows.x + 2 * t * rows.step + kFirst * kLine + half * 32;
+      const int32_t* group_sums = rows.group_sums + kFirst * rows.n_groups + t * 4 + half;
+      const Group low = {x, group_sums, rows.n_groups};
+      const Group high = {x + rows.step, group_sums + 2, rows.n_groups};
+      __m256i words[2][R][2];
+      if constexpr (R <= 2) {  // both groups' sums fit the registers
+        group_words<R, kAsk, Q::low, Q::high>(lines, {low, high}, words);
+      } else {
+        group_words<R, kAsk, Q::low>(lines, {low}, words);
+        group_words<R, 0, Q::high>(lines, {high}, words + 1);
+      }
+      for (int i = 0; i < 2; ++i) {
+        __m256i m[2];
+        multiplier_words(w + (half + 2 * i) * 16, m);
+        for (int r = 0; r < R; ++r) {
+          for (int side = 0; side < 2; ++side) {
+            __m256i& sum = sums[kFirst + r][side];
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(words[i][r][side], m[side]));
+          }
+        }
+      }
+    }
+  } else {
+    const uint8_t* x = rows.x + t * rows.step + kFirst * kLine;
+    __m256i acc[R][2];
+    for (int r = 0; r < R; ++r) {
+      for (int i = 0; i < 2; ++i) acc[r][i] = sums[kFirst + r][i];
+    }
+#pragma GCC unroll 4
+    for (int line = 0; line < 16; ++line) {
+      if (kFirst == 0) prefetch(w + line * kLine + kPrefetch);
+      const __m256i a = load(w + line * kLine), b = load(w + line * kLine + 32);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const __m256i v = broadcast4(x + r * kLine + line * 4);
+        acc[r][0] = dot_int8(acc[r][0], a, v);
+        acc[r][1] = dot_int8(acc[r][1], b, v);
       }
     }
     for (int r = 0; r < R; ++r) {
-      // hadd: a01 a23 b01 b23 of each lane, lanes hold outputs (0, 1) and (2, 3).
-      const __m256i s = _mm256_hadd_epi32(acc[r][0], acc[r][1]);
-      sums[r][pair] = _mm256_permute4x64_epi64(s, 0xD8);
+      for (int i = 0; i < 2; ++i) sums[kFirst + r][i] = acc[r][i];
     }
   }
 }
 
-// R rows with one panel of int4: words of group sums of q * x, less 8 * the activations' sum, times
-// the multiplier. offsets: -8 * group sum as words, [R][n_groups].
-template <int R>
-inline void int4_panel(const uint8_t* x, int64_t step, const uint8_t* w, int64_t n_tiles,
-                       const int16_t* offsets, int64_t n_groups, __m256i (*sums)[2]) {
-  const __m256i low = _mm256_set1_epi8(15);
-  for (int r = 0; r < R; ++r) sums[r][0] = sums[r][1] = _mm256_setzero_si256();
-  for (int64_t t = 0; t < n_tiles; ++t, w += kInt4Tile, x += 2 * step, offsets += 4) {
-    for (int part = 0; part < 4; ++part) {  // (lines 0..7 or 8..15, outputs 0..7 or 8..15)
-      const int half = part / 2, side = part % 2;
-      __m256i acc[R][2];
-      for (int r = 0; r < R; ++r) {
-        for (int g = 0; g < 2; ++g)
-          acc[r][g] =
-              _mm256_set1_epi32(static_cast<uint16_t>(offsets[r * n_groups + half + 2 * g]));
-      }
-      for (int i = 0; i < 8; ++i) {
-        const int line = half * 8 + i;
-        const uint8_t* at = w + (line + 1) * kLine + side * 32;
-        if (side == 0) _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetch), _MM_HINT_T0);
-        const __m256i q = load(at);
-        const __m256i qa = _mm256_and_si256(q, low);
-        const __m256i qb = _mm256_and_si256(_mm256_srli_epi16(q, 4), low);
-        for (int r = 0; r < R; ++r) {
-          int32_t a, b;
-          __builtin_memcpy(&a, x + r * kLine + line * 4, 4);
-          __builtin_memcpy(&b, x + step + r * kLine + line * 4, 4);
-          acc[r][0] = _mm256_add_epi16(acc[r][0], _mm256_maddubs_epi16(qa, _mm256_set1_epi32(a)));
-          acc[r][1] = _mm256_add_epi16(acc[r][1], _mm256_maddubs_epi16(qb, _mm256_set1_epi32(b)));
-        }
-      }
-      for (int g = 0; g < 2; ++g) {
-        // Multipliers as two equal words of each output.
-        const __m128i bytes =
-            _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w + (half + 2 * g) * 16 + side * 8));
-        const __m256i m = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(bytes, bytes));
-        for (int r = 0; r < R; ++r)
-          sums[r][side] = _mm256_add_epi32(sums[r][side], _mm256_madd_epi16(acc[r][g], m));
-      }
-    }
+// R rows with P panels, `apart` from one another: several streams at once find more of the memory's
+// bandwidth than one.
+template <int R, bool kInt4, int P>
+void add_panels(const MatmulTask& task, const FewRows& rows, int64_t panel, int64_t apart) {
+  constexpr int64_t kBytes = kInt4 ? kInt4Tile : kTile;
+  const PackedMatrix& w = *task.w;
+  const int64_t n_tiles = ceil_of(w.n_in, kInt4 ? 128 : 64), stride = apart * n_tiles * kBytes;
+  const uint8_t* from = tiles_of(w) + panel * n_tiles * kBytes;
+  alignas(32) __m256i sums[P][R][2];
+  for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) sums[p][r][0] = sums[p][r][1] = Vector256::zero();
+  }
+  for (int64_t t = 0; t < n_tiles; ++t, from += kBytes) {
+    for (int p = 0; p < P; ++p) add_tile<R, kInt4>(rows, t, from + p * stride, sums[p]);
+  }
+  for (int p = 0; p < P; ++p) {
+    const int64_t at = panel + p * apart;
+    const Vector256::Writer writer(w, at, true);
+    for (int r = 0; r < R; ++r)
+      writer.write(reinterpret_cast<const uint8_t*>(sums[p][r]), task.x->scales[task.row_begin + r],
+                   task.accumulate,
+                   task.out + r * task.out_stride + (at - task.panel_begin) * kPanelRows);
   }
 }
 
 // R rows of one row tile with all panels of the task.
-template <int R>
-void int8_rows(const MatmulTask& task, int64_t row) {
-  const PackedMatrix& w = *task.w;
-  const int64_t in_tile = row % 16, n_tiles = ceil_of(w.n_in, 64), x_stride = n_tiles * 64;
-  const RowTile tile = row_tile(*task.x, row - in_tile);
-  // The rows as words: up to 262,144 / R columns fit the scratch.
-  auto* x = reinterpret_cast<int16_t*>(task.scratch);
-  for (int r = 0; r < R; ++r) {
-    for (int64_t t = 0; t < n_tiles; ++t) {
-      const uint8_t* line = tile.data + t * tile.step + (in_tile + r) * kLine;
-      for (int i = 0; i < 4; ++i)
-        _mm256_storeu_si256(
-            reinterpret_cast<__m256i*>(x + r * x_stride + t * 64 + i * 16),
-            _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(line + i * 16))));
+template <int R, bool kInt4>
+void few_rows(const MatmulTask& task) {
+  const RowTile tile = row_tile(*task.x, task.row_begin);
+  const FewRows rows = {tile.data, tile.step, group_sums_of(*task.x, task.row_begin),
+                        padded_groups(*task.x)};
+  const int64_t apart = task.n_panels / kStreams, end = task.panel_begin + task.n_panels;
+  for (int64_t p = 0; p < apart; ++p)
+    add_panels<R, kInt4, kStreams>(task, rows, task.panel_begin + p, apart);
+  for (int64_t p = task.panel_begin + kStreams * apart; p < end; ++p)
+    add_panels<R, kInt4, 1>(task, rows, p, 1);
+}
+
+template <bool kInt4>
+void few_rows(const MatmulTask& task) {
+  static constexpr void (*kFew[kManyRows - 1])(const MatmulTask&) = {
+      few_rows<1, kInt4>, few_rows<2, kInt4>, few_rows<3, kInt4>, few_rows<4, kInt4>,
+      few_rows<5, kInt4>, few_rows<6, kInt4>, few_rows<7, kInt4>, few_rows<8, kInt4>};
+  kFew[task.n_rows - 1](task);
+}
+
+// -- many rows ------------------------------------------------------------------------------------
+
+struct Integers {
+  using Vector = Vector256;
+  static constexpr bool kInteger = true, kScaled = false;
+  static int64_t block_tiles(const PackedMatrix&) { return kBlockTiles; }
+  static int32_t start(const PackedRows&, int64_t) { return 0; }
+};
+
+struct Int8 : Integers {
+  static constexpr int64_t kSourceCols = 64, kSourceBytes = kTile, kTilesPerSource = 1;
+  static constexpr int64_t kUnpackedTile = 0;
+  static inline __attribute__((always_inline)) __m256i dot(__m256i sum, __m256i w, __m256i x) {
+    return dot_int8(sum, w, x);
+  }
+};
+
+// A K tile is unpacked to 16 lines of q in bytes and the multiplier words of its two groups.
+struct Int4 : Integers {
+  static constexpr int64_t kSourceCols = 128, kSourceBytes = kInt4Tile, kTilesPerSource = 2;
+  static constexpr int64_t kUnpackedTile = kTile + 2 * kLine;
+
+  static void unpack(const uint8_t* tile, uint8_t* to) {
+    for (int64_t i = 0; i < kTile; i += 32) {
+      Vector256::store(to + i, q_of<Q::low>(load(tile + kLine + i)));
+      Vector256::store(to + kUnpackedTile + i, q_of<Q::high>(load(tile + kLine + i)));
+    }
+    for (int group = 0; group < 4; ++group) {
+      __m256i m[2];
+      multiplier_words(tile + group * 16, m);
+      uint8_t* words = to + group / 2 * kUnpackedTile + kTile + group % 2 * kLine;
+      for (int i = 0; i < 2; ++i) Vector256::store(words + i * 32, m[i]);
     }
   }
-  for (int64_t p = task.panel_begin; p < task.panel_begin + task.n_panels; ++p) {
-    __m256i sums[R][2];
-    int8_panel<R>(x, x_stride, tiles_of(w) + p * n_tiles * kTile, n_tiles, sums);
-    for (int r = 0; r < R; ++r) write_sums(sums[r], task, row + r, p);
-  }
-}
 
-template <int R>
-void int4_rows(const MatmulTask& task, int64_t row) {
-  const PackedMatrix& w = *task.w;
-  const int64_t in_tile = row % 16, n_tiles = ceil_of(w.n_in, 128), n_groups = n_tiles * 4;
-  const RowTile tile = row_tile(*task.x, row - in_tile);
-  auto* offsets = reinterpret_cast<int16_t*>(task.scratch);
-  for (int r = 0; r < R; ++r) {
-    const int32_t* group_sums = group_sums_of(*task.x, row + r);
-    for (int64_t g = 0; g < n_groups; ++g)
-      offsets[r * n_groups + g] = static_cast<int16_t>(-8 * group_sums[g]);
+  template <int R, int P>
+  static __attribute__((noinline)) void multiply(const RowsOfBlock& b, Ahead& ahead) {
+    static_assert(P == 1);
+    const uint8_t *x = b.x, *w = b.w;
+    const int32_t* group_sums = b.group_sums;
+    if (b.first) {
+      for (int i = 0; i < 2 * R; ++i) Vector256::store(b.sums + i * 32, Vector256::zero());
+    }
+    for (int64_t t = 0; t < b.n_tiles; ++t, w += kUnpackedTile, x += b.step) {
+      ahead.step();
+      for (int group = 0; group < 2; ++group, ++group_sums) {
+        __m256i words[1][R][2];
+        group_words<R, 0, Q::bytes>(w + group * 8 * kLine,
+                                    {{x + group * 32, group_sums, b.n_groups}}, words);
+        const uint8_t* m = w + kTile + group * kLine;
+        for (int r = 0; r < R; ++r) {
+          for (int i = 0; i < 2; ++i) {
+            uint8_t* sum = b.sums + r * kLine + i * 32;
+            const __m256i products = _mm256_madd_epi16(words[0][r][i], load(m + i * 32));
+            Vector256::store(sum, _mm256_add_epi32(load(sum), products));
+          }
+        }
+      }
+    }
   }
-  for (int64_t p = task.panel_begin; p < task.panel_begin + task.n_panels; ++p) {
-    __m256i sums[R][2];
-    int4_panel<R>(tile.data + in_tile * kLine, tile.step, tiles_of(w) + p * n_tiles * kInt4Tile,
-                  n_tiles, offsets, n_groups, sums);
-    for (int r = 0; r < R; ++r) write_sums(sums[r], task, row + r, p);
-  }
-}
-
-using RowsKernel = void (*)(const MatmulTask&, int64_t);
-
-inline void by_rows(const MatmulTask& task, const RowsKernel (&kernels)[kMaxRows]) {
-  for (int64_t r = 0; r < task.n_rows; r += kMaxRows)
-    kernels[min_of(kMaxRows, task.n_rows - r) - 1](task, task.row_begin + r);
-}
+};
 
 }  // namespace
 
 void matmul_i8_int8_avx2(const MatmulTask& task) {
-  static constexpr RowsKernel kRows[kMaxRows] = {int8_rows<1>, int8_rows<2>, int8_rows<3>,
-                                                 int8_rows<4>};
-  by_rows(task, kRows);
+  if (task.n_rows < kManyRows) return few_rows<false>(task);
+  many_rows<Int8>(task);
 }
 void matmul_i8_int4_avx2(const MatmulTask& task) {
-  static constexpr RowsKernel kRows[kMaxRows] = {int4_rows<1>, int4_rows<2>, int4_rows<3>,
-                                                 int4_rows<4>};
-  by_rows(task, kRows);
+  if (task.n_rows < kManyRows) return few_rows<true>(task);
+  many_rows<Int4>(task);
 }
 
 }  // namespace exo::kernels::cpu

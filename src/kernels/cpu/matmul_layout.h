@@ -38,9 +38,14 @@ struct RowTile {
           min_of(16, x.n_rows - row) * kLine};
 }
 
+/// Groups of 32 columns of a padded row.
+[[maybe_unused]] inline int64_t padded_groups(const PackedRows& x) {
+  return ceil_of(x.n_cols, kKPad) * (kKPad / kInt4GroupCols);
+}
+
 /// The group sums of `row` (i8), one for 32 columns.
 [[maybe_unused]] inline const int32_t* group_sums_of(const PackedRows& x, int64_t row) {
-  return x.group_sums + row * (ceil_of(x.n_cols, kKPad) * (kKPad / kInt4GroupCols));
+  return x.group_sums + row * padded_groups(x);
 }
 
 /// The sum of a row (i8).

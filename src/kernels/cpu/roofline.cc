@@ -22,6 +22,7 @@ constexpr int64_t kReadTaskBytes = 8 << 20;
 constexpr int64_t kLeastReadBytes = int64_t{256} << 20;
 constexpr int64_t kMostReadBytes = int64_t{2} << 30;
 constexpr int kRepeats = 8;
+constexpr int kReadRepeats = 6;  // of each kind of streams
 // Long enough for the clock to settle at what the units allow.
 constexpr double kLoopSeconds = 0.01;
 
@@ -70,15 +71,16 @@ Status allocate_memory(ThreadPool& pool, Buffer& memory) {
 double read_gb_per_s(ThreadPool& pool, ReadLoop read, const Buffer& memory) {
   const int64_t n_tasks = memory.size_bytes() / kReadTaskBytes;
   double best = 1e9;
-  for (int i = 0; i < 2 * kRepeats; ++i) {
-    const Streams streams = i % 2 == 0 ? Streams::two : Streams::eight;
-    best = std::min(best, seconds_of([&] {
-                      pool.parallel_for(n_tasks, [&](int64_t task, int) {
-                        const uint64_t sum =
-                            read(memory.data() + task * kReadTaskBytes, kReadTaskBytes, streams);
-                        asm volatile("" : : "r"(sum));
-                      });
-                    }));
+  for (int i = 0; i < kReadRepeats; ++i) {
+    for (Streams streams : kAllStreams) {
+      best = std::min(best, seconds_of([&] {
+                        pool.parallel_for(n_tasks, [&](int64_t task, int) {
+                          const uint64_t sum =
+                              read(memory.data() + task * kReadTaskBytes, kReadTaskBytes, streams);
+                          asm volatile("" : : "r"(sum));
+                        });
+                      }));
+    }
   }
   return static_cast<double>(n_tasks * kReadTaskBytes) / best * 1e-9;
 }
@@ -139,10 +141,12 @@ Result<MachineLimits> measure_limits(ThreadPool& pool, Isa isa, Buffer& memory) 
     limits.fp32_gflops = loop_ops_per_s(pool, fp32_loop_avx2) * 1e-9;
     const auto loop = isa == Isa::avx2 ? int8_loop_avx2 : int8_loop_avxvnni;
     limits.int8_tops = loop_ops_per_s(pool, loop) * 1e-12;
+    if (isa == Isa::avx2) limits.int4_tops = loop_ops_per_s(pool, int4_loop_avx2) * 1e-12;
   }
 #elif defined(__aarch64__)
   if (isa == Isa::neon) limits.fp32_gflops = loop_ops_per_s(pool, fp32_loop_neon) * 1e-9;
 #endif
+  if (limits.int4_tops == 0) limits.int4_tops = limits.int8_tops;
   // Without units for bf16, its products run at the rate of fp32's.
   if (!has_bf16(isa)) limits.bf16_tflops = limits.fp32_gflops * 1e-3;
   return limits;

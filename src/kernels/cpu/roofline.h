@@ -17,6 +17,7 @@ struct MachineLimits {
   double amx_bf16_tflops = 0;  ///< of TDPBF16PS
   double vnni_tops = 0;        ///< of VPDPBUSD on 512 bits (on 256: int8_tops)
   double int8_tops = 0;        ///< the best way of int8 products on this instruction set
+  double int4_tops = 0;        ///< the same where weights have 4 bits: more with AVX2 alone
   double bf16_tflops = 0;      ///< the same of bf16 products
   double fp32_gflops = 0;      ///< 10^9 operations of fused multiply-adds
 };

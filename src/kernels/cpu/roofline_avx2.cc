@@ -15,7 +15,7 @@ uint64_t read_streams(const std::byte* data, int64_t n_bytes) {
 #pragma GCC unroll 8
     for (int s = 0; s < kStreams; ++s) {
       const std::byte* p = data + s * stream_bytes + i;
-      _mm_prefetch(reinterpret_cast<const char*>(p + kAhead), _MM_HINT_T0);
+      if (kAhead != 0) _mm_prefetch(reinterpret_cast<const char*>(p + kAhead), _MM_HINT_T0);
       const auto* lines = reinterpret_cast<const __m256i*>(p);
       acc[s] = _mm256_or_si256(acc[s], _mm256_loadu_si256(lines));
       acc[s] = _mm256_or_si256(acc[s], _mm256_loadu_si256(lines + 1));
@@ -33,16 +33,29 @@ uint64_t read_streams(const std::byte* data, int64_t n_bytes) {
 }  // namespace
 
 uint64_t read_avx2(const std::byte* data, int64_t n_bytes, Streams streams) {
-  return streams == Streams::two ? read_streams<2, 2048>(data, n_bytes)
-                                 : read_streams<8, 1024>(data, n_bytes);
+  switch (streams) {
+    case Streams::two:
+      return read_streams<2, 2048>(data, n_bytes);
+    case Streams::eight:
+      return read_streams<8, 1024>(data, n_bytes);
+    case Streams::two_unasked:
+      return read_streams<2, 0>(data, n_bytes);
+    case Streams::eight_unasked:
+      return read_streams<8, 0>(data, n_bytes);
+  }
+  return 0;
 }
 
 // In assembly: compilers keep an array of sums in memory as soon as it is hidden from them.
 #define EXO_FMA(acc) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #acc "\n\t"
-#define EXO_MADD(product, acc)                \
-  "vpmaddwd %%ymm14, %%ymm15, %%ymm" #product \
-  "\n\t"                                      \
-  "vpaddd %%ymm" #product ", %%ymm" #acc ", %%ymm" #acc "\n\t"
+#define EXO_SUM(multiply, add, product, acc)                                               \
+  multiply " %%ymm14, %%ymm15, %%ymm" #product "\n\t" add " %%ymm" #product ", %%ymm" #acc \
+           ", %%ymm" #acc "\n\t"
+#define EXO_SUMS(multiply, add)                                                           \
+  EXO_SUM(multiply, add, 6, 0)                                                            \
+  EXO_SUM(multiply, add, 7, 1)                                                            \
+  EXO_SUM(multiply, add, 8, 2) EXO_SUM(multiply, add, 9, 3) EXO_SUM(multiply, add, 10, 4) \
+      EXO_SUM(multiply, add, 11, 5)
 #define EXO_CLOBBERS                                                                       \
   "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", \
       "xmm11", "xmm14", "xmm15"
@@ -59,15 +72,19 @@ double fp32_loop_avx2(int64_t n) {
 
 // Bytes widened to words: a multiply-add and an addition for 16 products.
 double int8_loop_avx2(int64_t n) {
-  for (int64_t i = 0; i < n; ++i)
-    asm volatile(EXO_MADD(6, 0) EXO_MADD(7, 1) EXO_MADD(8, 2) EXO_MADD(9, 3) EXO_MADD(10, 4)
-                     EXO_MADD(11, 5)::
-                         : EXO_CLOBBERS);
+  for (int64_t i = 0; i < n; ++i) asm volatile(EXO_SUMS("vpmaddwd", "vpaddd")::: EXO_CLOBBERS);
   return 6 * 16 * 2;
 }
 
+// Four bits times bytes, whose sums are words for a while: the same for 32 products.
+double int4_loop_avx2(int64_t n) {
+  for (int64_t i = 0; i < n; ++i) asm volatile(EXO_SUMS("vpmaddubsw", "vpaddw")::: EXO_CLOBBERS);
+  return 6 * 32 * 2;
+}
+
 #undef EXO_FMA
-#undef EXO_MADD
+#undef EXO_SUM
+#undef EXO_SUMS
 #undef EXO_CLOBBERS
 
 }  // namespace exo::kernels::cpu

@@ -16,7 +16,7 @@ uint64_t read_streams(const std::byte* data, int64_t n_bytes) {
 #pragma GCC unroll 8
     for (int s = 0; s < kStreams; ++s) {
       const std::byte* p = data + s * stream_bytes + i;
-      _mm_prefetch(reinterpret_cast<const char*>(p + kAhead), _MM_HINT_T0);
+      if (kAhead != 0) _mm_prefetch(reinterpret_cast<const char*>(p + kAhead), _MM_HINT_T0);
       acc[s] = _mm512_or_si512(acc[s], _mm512_loadu_si512(p));
     }
   }
@@ -32,8 +32,17 @@ uint64_t read_streams(const std::byte* data, int64_t n_bytes) {
 }  // namespace
 
 uint64_t read_avx512(const std::byte* data, int64_t n_bytes, Streams streams) {
-  return streams == Streams::two ? read_streams<2, 2048>(data, n_bytes)
-                                 : read_streams<8, 1024>(data, n_bytes);
+  switch (streams) {
+    case Streams::two:
+      return read_streams<2, 2048>(data, n_bytes);
+    case Streams::eight:
+      return read_streams<8, 1024>(data, n_bytes);
+    case Streams::two_unasked:
+      return read_streams<2, 0>(data, n_bytes);
+    case Streams::eight_unasked:
+      return read_streams<8, 0>(data, n_bytes);
+  }
+  return 0;
 }
 
 double fp32_loop_avx512(int64_t n) {
