@@ -47,10 +47,11 @@ struct Body {
   const ops::MlaAbsorbedArgs& args;
   const VectorKernels& v;
   const TileAttention* tiles = nullptr;  // where pages of 16 and 8 bits go on tiles
+  bool words = false;                    // or are attended to in words
   int64_t rank, rank_padded, entry, entry_padded, n_blocks;
   int64_t group = 1, n_groups = 1;  // blocks of heads of a task, and how many such a row has
   int64_t state_bytes = 0;
-  int64_t page_bytes = 0;   // a page in f32, or the tiles' scratch
+  int64_t page_bytes = 0;   // a page in f32 or words, or the tiles' scratch
   int64_t query_bytes = 0;  // of a block
   std::byte* thread_memory = nullptr;
   int64_t thread_bytes = 0;
@@ -66,6 +67,8 @@ struct Body {
         state_bytes(State::bytes(rank_padded)) {
     if (a.pages.dtype != DType::f32 && absorbed_fits_tiles(entry, rank))
       tiles = tile_attention(isa);
+    words = tiles == nullptr && a.pages.dtype != DType::f32 && v.attend_words != nullptr &&
+            rank % 32 == 0 && entry % 2 == 0 && entry <= kHeads * ops::kPageTokens * 2;
     page_bytes = tiles != nullptr ? absorbed_scratch_bytes(entry, rank)
                                   : ops::kPageTokens * entry_padded * 4;
     query_bytes = tiles != nullptr ? absorbed_query_bytes(entry) : kHeads * entry_padded * 4;
@@ -144,10 +147,77 @@ struct Body {
         tiles->absorbed_query(m.q, entry_padded, entry, to);
         continue;
       }
+      if (words) {
+        round_queries(m, to);
+        continue;
+      }
       auto* q_t = reinterpret_cast<float*>(to);
       for (int64_t d = 0; d < entry; ++d) {
         for (int64_t h = 0; h < kHeads; ++h) q_t[d * kHeads + h] = m.q[h * entry_padded + d];
       }
+    }
+  }
+
+  // A block's queries in words, and what they are worth, where their f32 would be.
+  struct WordQueries {
+    int16_t* codes;  // [entry / 2, kHeads, 2]
+    float* scales;   // [kHeads]
+
+    WordQueries(std::byte* memory, int64_t entry_padded)
+        : codes(reinterpret_cast<int16_t*>(memory)),
+          scales(reinterpret_cast<float*>(memory + kHeads * entry_padded * 2)) {}
+  };
+  void round_queries(const ThreadMemory& m, std::byte* to) const {
+    const WordQueries queries(to, entry_padded);
+    auto* row = reinterpret_cast<int16_t*>(m.p);
+    for (int64_t h = 0; h < kHeads; ++h) {
+      const float scale = v.round_to_words(m.q + h * entry_padded, row, entry);
+      queries.scales[h] = scale * args.softmax_scale;
+      for (int64_t d = 0; d < entry; ++d)
+        queries.codes[d / 2 * 2 * kHeads + h * 2 + d % 2] = row[d];
+    }
+  }
+
+  // A page in words where it would be in f32.
+  struct WordPage {
+    int16_t* codes;  // [64, entry_padded]
+    float* scales;   // [64]
+    float* row;      // [entry_padded], on the way
+
+    WordPage(std::byte* memory, int64_t entry_padded)
+        : codes(reinterpret_cast<int16_t*>(memory)),
+          scales(reinterpret_cast<float*>(memory + ops::kPageTokens * entry_padded * 2)),
+          row(scales + ops::kPageTokens) {}
+  };
+  void attend_page_in_words(const Unit& u, int64_t page, int64_t n, const ThreadMemory& m,
+                            std::byte* states, const std::byte* next) const {
+    const WordPage to(m.page, entry_padded);
+    const int32_t number = u.sequence->pages[static_cast<size_t>(page)];
+    for (int64_t t = 0; t < n; ++t) {
+      load_entry(v, args.pages, number, t, to.row);
+      to.scales[t] = v.round_to_words(to.row, to.codes + t * entry_padded, entry);
+    }
+    for (int64_t block = 0; block < u.n_blocks; ++block) {
+      const State s = state(states, block);
+      const WordQueries queries(m.queries + block * query_bytes, entry_padded);
+      PageOfWords task = {.q = queries.codes,
+                          .q_scales = queries.scales,
+                          .n_heads = heads_of(u, block),
+                          .entries = to.codes,
+                          .scales = to.scales,
+                          .stride = entry_padded,
+                          .n_keys = n,
+                          .dim = entry,
+                          .rank = rank,
+                          .weights = m.p,
+                          .softmax = s.softmax,
+                          .sum = s.sum,
+                          .sum_stride = rank_padded};
+      if (block == 0 && next != nullptr) {
+        task.next = next;
+        task.next_end = next + args.pages.page_bytes();
+      }
+      v.attend_words(task);
     }
   }
 
@@ -195,6 +265,13 @@ struct Body {
     auto* latents = reinterpret_cast<float*>(m.page);
     for (int64_t page = range * per_range; page < end; ++page) {
       const int64_t n = std::min(ops::kPageTokens, u.position + 1 - page * ops::kPageTokens);
+      const std::byte* next =
+          page + 1 < end ? args.pages.entry(u.sequence->pages[static_cast<size_t>(page + 1)], 0)
+                         : nullptr;
+      if (words) {
+        attend_page_in_words(u, page, n, m, states, next);
+        continue;
+      }
       load_page(u, page, n, latents);
       for (int64_t block = 0; block < u.n_blocks; ++block) {
         const State s = state(states, block);
@@ -210,8 +287,8 @@ struct Body {
                             .softmax = s.softmax,
                             .sum = s.sum,
                             .sum_stride = rank_padded};
-        if (block == 0 && page + 1 < end) {
-          task.next = args.pages.entry(u.sequence->pages[static_cast<size_t>(page + 1)], 0);
+        if (block == 0 && next != nullptr) {
+          task.next = next;
           task.next_end = task.next + args.pages.page_bytes();
         }
         v.attend_heads(task);
@@ -243,11 +320,10 @@ struct Body {
       const State s = state(states, block);
       float* out = args.out.row<float>(u.row) + (u.block * kHeads + i) * args.out.stride(1);
       const float* sum = s.sum + h * rank_padded;
-      if (tiles != nullptr) {
-        // Groups of four columns as 16-bit interleaving within 128-bit lanes left them.
-        for (int64_t c = 0; c < rank; c += 8)
-          for (int64_t half = 0; half < 2; ++half)
-            std::copy_n(sum + c / 32 * 32 + c % 32 / 2 + 16 * half, 4, out + c + 4 * half);
+      if (tiles != nullptr || words) {
+        const int64_t interleaved = tiles != nullptr ? 32 : v.words_interleaved;
+        for (int64_t c = 0; c < rank; c += 4)
+          std::copy_n(sum + words_column(c, interleaved), 4, out + c);
       } else {
         std::copy_n(sum, rank, out);
       }

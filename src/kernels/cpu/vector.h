@@ -37,6 +37,34 @@ struct PageOfHeads {
   const std::byte *next = nullptr, *next_end = nullptr;  ///< bytes that are asked for meanwhile
 };
 
+/// The same in integers of 16 bits, whose products have twice the rate of f32's where there are no
+/// units for bf16 (vpmaddwd, vpdpwssd). Rows of queries and of entries are codes that
+/// round_to_words has made; sums of their products are exact.
+struct PageOfWords {
+  const int16_t* q = nullptr;       ///< codes [dim / 2, kPageHeads, 2], 64-aligned
+  const float* q_scales = nullptr;  ///< [kPageHeads], 64-aligned, those of the softmax included
+  int64_t n_heads = 0;
+  const int16_t* entries = nullptr;  ///< codes [align_up(n_keys, 2), dim], `stride` apart
+  const float* scales = nullptr;     ///< [n_keys]
+  int64_t stride = 0;
+  int64_t n_keys = 0;               ///< 1 to 64
+  int64_t dim = 0;                  ///< even
+  int64_t rank = 0;                 ///< a multiple of 32
+  float* weights = nullptr;         ///< scratch [64, kPageHeads], 64-aligned
+  SoftmaxState* softmax = nullptr;  ///< [kPageHeads]
+  /// [n_heads, rank], sum_stride apart, not yet divided; columns in the order of words_column.
+  float* sum = nullptr;
+  int64_t sum_stride = 0;
+  const std::byte *next = nullptr, *next_end = nullptr;  ///< bytes that are asked for meanwhile
+};
+
+/// Where columns c .. c + 3 (c a multiple of 4) of a sum lie that interleaving words within 128-bit
+/// lanes has left `interleaved` columns at a time.
+constexpr int64_t words_column(int64_t c, int64_t interleaved) {
+  const int64_t in_block = c % interleaved;
+  return c - in_block + in_block / 8 * 4 + in_block / 4 % 2 * (interleaved / 2);
+}
+
 struct VectorKernels {
   // Rows of f32 [n].
   void (*widen_bf16)(const bf16* x, float* out, int64_t n);
@@ -74,6 +102,13 @@ struct VectorKernels {
                      int64_t out_stride);
   /// Adds a page to the heads' softmax and sums.
   void (*attend_heads)(const PageOfHeads& page);
+  /// x = scale * code, with codes so small that the sum of products of two such rows, and every
+  /// part of that sum, is less than 2^31. Returns the scale: NaN (and codes 0) where x is not
+  /// finite.
+  float (*round_to_words)(const float* x, int16_t* codes, int64_t n);
+  /// Null where attend_heads is as fast.
+  void (*attend_words)(const PageOfWords& page) = nullptr;
+  int64_t words_interleaved = 0;  ///< of attend_words: see words_column
   void (*divide)(float* x, float divisor, int64_t n);
   /// y = a * y + b * x
   void (*mix)(float a, float* y, float b, const float* x, int64_t n);
