@@ -63,7 +63,10 @@ struct Avx2 {
     }
     void mark(F* sums) const {
       for (int i = 0; i < 2; ++i) {
-        const __m256i finite = _mm256_cmpeq_epi32(nan_[i], _mm256_setzero_si256());
+        // As the codes are widened: two words of each line for each output.
+        const __m256i of_output = _mm256_or_si256(_mm256_unpacklo_epi8(nan_[i], nan_[i]),
+                                                  _mm256_unpackhi_epi8(nan_[i], nan_[i]));
+        const __m256i finite = _mm256_cmpeq_epi32(of_output, _mm256_setzero_si256());
         const __m256i nan = _mm256_xor_si256(finite, _mm256_set1_epi32(-1));
         sums[i] = _mm256_or_ps(sums[i], _mm256_castsi256_ps(nan));
       }
@@ -74,7 +77,7 @@ struct Avx2 {
       return _mm256_and_si256(_mm256_srai_epi16(words, 4),
                               _mm256_set1_epi16(static_cast<int16_t>(0x87F0)));
     }
-    // Of each output: not zero where a code was a NaN.
+    // Of each byte of a line: all ones where a code was a NaN.
     __m256i nan_[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
   };
 };

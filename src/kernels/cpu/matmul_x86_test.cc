@@ -149,17 +149,31 @@ TEST(MatmulFp8, EveryCodeIsWidenedExactly) {
 }
 
 TEST(MatmulFp8, ANanCodeGivesNan) {
-  TestMatrix w = random_matrix(WeightFormat::fp8, 16, 64, 8);
-  w.tiles.data()[0] = std::byte{0x7F};
-  for (int64_t n_rows : {1, 3, 40}) {
-    TestContext t(ops::reference_table());
-    const auto x = random_floats(n_rows * 64, 9);
-    const PackedRows packed = *ops::pack(make_view(x.data(), {n_rows, 64}), DType::bf16, t.ctx);
-    for (Isa isa : supported_isas()) {
-      if (isa == Isa::reference) continue;
-      const auto out = run_task(isa, w, packed, 0, n_rows, 0, 1);
-      EXPECT_TRUE(std::isnan(out[0])) << to_string(isa);
-      EXPECT_FALSE(std::isnan(out[1])) << to_string(isa);
+  // In each output's place, and in columns of both halves of a tile and of two tiles.
+  for (const auto& [output, k] : {std::pair<int64_t, int64_t>{0, 0},
+                                  {1, 33},
+                                  {2, 70},
+                                  {5, 1},
+                                  {7, 127},
+                                  {8, 64},
+                                  {11, 31},
+                                  {14, 96},
+                                  {15, 63}}) {
+    TestMatrix w = random_matrix(WeightFormat::fp8, 16, 128, 8);
+    const int64_t in_tile = k % 64;
+    w.tiles.data()[k / 64 * 1024 + in_tile % 32 / 2 * 64 + output / 4 * 16 + in_tile / 32 * 8 +
+                   output % 4 * 2 + k % 2] = k % 3 == 0 ? std::byte{0x7F} : std::byte{0xFF};
+    for (int64_t n_rows : {1, 3, 7, 40}) {
+      TestContext t(ops::reference_table());
+      const auto x = random_floats(n_rows * 128, 9);
+      const PackedRows packed = *ops::pack(make_view(x.data(), {n_rows, 128}), DType::bf16, t.ctx);
+      for (Isa isa : supported_isas()) {
+        if (isa == Isa::reference) continue;
+        SCOPED_TRACE(to_string(isa));
+        const auto out = run_task(isa, w, packed, 0, n_rows, 0, 1);
+        for (int64_t i = 0; i < n_rows * 16; ++i)
+          ASSERT_EQ(std::isnan(out[static_cast<size_t>(i)]), i % 16 == output) << i;
+      }
     }
   }
 }
