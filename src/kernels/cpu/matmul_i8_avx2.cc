@@ -9,6 +9,7 @@
 
 #include "kernels/cpu/matmul_blocks.h"
 #include "kernels/cpu/matmul_layout.h"
+#include "kernels/cpu/matmul_vector_avx2.h"
 #include "kernels/cpu/matmul_x86.h"
 
 namespace exo::kernels::cpu {
@@ -22,12 +23,6 @@ constexpr int64_t kPrefetch = 768;
 constexpr int64_t kManyRows = 9;  // from here on in blocks
 constexpr int kRegisterRows = 4;
 
-inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-inline __m256i broadcast4(const void* p) {
-  int32_t v;
-  __builtin_memcpy(&v, p, 4);
-  return _mm256_set1_epi32(v);
-}
 inline void prefetch(const uint8_t* p) {
   _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
 }
@@ -39,41 +34,8 @@ inline __attribute__((always_inline)) __m256i in_order(__m256i sum) {
   return sum;
 }
 
-struct Vector256 {
-  using Int = __m256i;
-  static constexpr int kPerLine = 2, kRows = kRegisterRows, kPanels = 1;
-  static Int zero() { return _mm256_setzero_si256(); }
-  static Int set(int32_t v) { return _mm256_set1_epi32(v); }
-  static Int load(const uint8_t* p) { return cpu::load(p); }
-  static void store(uint8_t* p, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
-
-  class Writer {
-   public:
-    Writer(const PackedMatrix& w, int64_t panel, bool)
-        : scales_(w.row_scales + panel * kPanelRows),
-          n_(min_of(kPanelRows, w.n_out - panel * kPanelRows)) {}
-    /// out (+)= float(sum) * (x_scale * row_scale), the reference's order of rounding.
-    inline void write(const uint8_t* sums, float x_scale, bool accumulate, float* out) const {
-      alignas(32) float v[16];
-      for (int i = 0; i < 2; ++i) {
-        const __m256 scale =
-            _mm256_mul_ps(_mm256_set1_ps(x_scale), _mm256_loadu_ps(scales_ + i * 8));
-        __m256 y = _mm256_mul_ps(_mm256_cvtepi32_ps(cpu::load(sums + i * 32)), scale);
-        if (n_ < kPanelRows) {
-          _mm256_store_ps(v + i * 8, y);
-          continue;
-        }
-        if (accumulate) y = _mm256_add_ps(_mm256_loadu_ps(out + i * 8), y);
-        _mm256_storeu_ps(out + i * 8, y);
-      }
-      if (n_ == kPanelRows) return;
-      for (int64_t i = 0; i < n_; ++i) out[i] = accumulate ? out[i] + v[i] : v[i];
-    }
-
-   private:
-    const float* scales_;
-    int64_t n_;
-  };
+struct Vector256 : Avx2Vector {
+  static constexpr int kRows = kRegisterRows;
 };
 
 inline __attribute__((always_inline)) __m256i dot_int8(__m256i sum, __m256i w, __m256i x) {
