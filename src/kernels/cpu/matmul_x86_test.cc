@@ -114,6 +114,67 @@ INSTANTIATE_TEST_SUITE_P(Formats, MatmulX86,
                                            WeightFormat::int8, WeightFormat::int4),
                          [](const auto& p) { return std::string(to_string(p.param)); });
 
+// Codes at the ends of their ranges and all of one sign, where sums of words would overflow first.
+void largest_integers(WeightFormat format) {
+  const int64_t n_out = 32, n_in = 256, n_rows = 40;
+  TestMatrix w = random_matrix(format, n_out, n_in, 11);
+  auto* tiles = reinterpret_cast<uint8_t*>(w.tiles.data());
+  const bool is_int4 = format == WeightFormat::int4;
+  const int64_t cols = is_int4 ? 128 : 64, tile_bytes = is_int4 ? 1088 : 1024;
+  // Outputs have the least code, the largest, or both in turn; multipliers likewise.
+  const auto code = [&](int64_t n, int64_t k) {
+    const bool largest = n % 3 == 1 || (n % 3 == 2 && k % 2 == 0);
+    return is_int4 ? (largest ? 15 : 0) : largest ? 127 : -128;
+  };
+  const auto multiplier = [](int64_t n, int64_t k) { return (n + k / 32) % 2 == 0 ? 15 : -15; };
+  std::memset(tiles, 0, static_cast<size_t>(w.matrix.weight_bytes()));
+  for (int64_t n = 0; n < n_out; ++n) {
+    for (int64_t k = 0; k < n_in; ++k) {
+      uint8_t* tile = tiles + (n / 16 * (n_in / cols) + k / cols) * tile_bytes;
+      uint8_t* at = tile + (is_int4 ? 64 : 0) + k % 64 / 4 * 64 + n % 16 * 4 + k % 4;
+      if (!is_int4) {
+        *at = static_cast<uint8_t>(code(n, k));
+        continue;
+      }
+      *at = static_cast<uint8_t>(*at | code(n, k) << (k % 128 < 64 ? 0 : 4));
+      tile[k % 128 / 32 * 16 + n % 16] = static_cast<uint8_t>(multiplier(n, k));
+    }
+  }
+  std::vector<float> x(static_cast<size_t>(n_rows * n_in));
+  for (int64_t i = 0; i < n_rows; ++i) {
+    for (int64_t k = 0; k < n_in; ++k)
+      x[static_cast<size_t>(i * n_in + k)] =
+          i % 4 == 0 || (i % 4 == 1 && k % 2 == 0) || (i % 4 == 2 && k % 4 < 2) ? 1.0f : -1.0f;
+  }
+  TestContext t(ops::reference_table());
+  const PackedRows packed = *ops::pack(make_view(x.data(), {n_rows, n_in}), DType::i8, t.ctx);
+  for (Isa isa : supported_isas()) {
+    if (isa == Isa::reference) continue;
+    SCOPED_TRACE(std::string(to_string(isa)) + " " + std::string(to_string(format)));
+    const auto many = run_task(isa, w, packed, 0, n_rows, 0, 2);
+    const auto few = run_task(isa, w, packed, 32, 8, 0, 2);
+    for (int64_t i = 0; i < n_rows; ++i) {
+      for (int64_t n = 0; n < n_out; ++n) {
+        int32_t sum = 0;
+        for (int64_t k = 0; k < n_in; ++k) {
+          const int weight = is_int4 ? multiplier(n, k) * (code(n, k) - 8) : code(n, k);
+          sum += weight * (x[static_cast<size_t>(i * n_in + k)] > 0 ? 127 : -127);
+        }
+        const float expected =
+            static_cast<float>(sum) * (packed.scales[i] * w.row_scales[static_cast<size_t>(n)]);
+        ASSERT_EQ(many[static_cast<size_t>(i * n_out + n)], expected) << i << "," << n;
+        if (i >= 32) {
+          ASSERT_EQ(few[static_cast<size_t>((i - 32) * n_out + n)], expected) << i << "," << n;
+        }
+      }
+    }
+  }
+}
+TEST(MatmulIntegers, TheLargestDontOverflow) {
+  largest_integers(WeightFormat::int8);
+  largest_integers(WeightFormat::int4);
+}
+
 // A row of x that picks one column gives the weight itself: each code, subnormal ones and zeros
 // too.
 TEST(MatmulFp8, EveryCodeIsWidenedExactly) {

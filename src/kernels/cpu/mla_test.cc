@@ -147,6 +147,13 @@ TEST_P(Mla, AbsorbedKeepsTheRangeOfF32) {
     for (float& v : q_latent) v /= size;
     for (float& v : q_rope) v /= size;
     std::fill_n(q_latent.begin(), d.rank, 0.0f);  // a head whose query is zero
+    // And one whose query is an entry: no product of two rows of such norms is larger.
+    for (int64_t i = 0; i < d.rank; ++i)
+      q_latent[static_cast<size_t>(d.rank + i)] =
+          latent[static_cast<size_t>(7 * d.rank + i)] / size / size;
+    for (int64_t i = 0; i < d.rope; ++i)
+      q_rope[static_cast<size_t>(d.rope + i)] =
+          rope[static_cast<size_t>(7 * d.rope + i)] / size / size;
     const auto expected = absorbed(ops::reference_table(), c, s, q_latent, q_rope, 1, 1);
     for (Isa isa : supported_isas()) {
       // bf16 units take denormals as zero, which products of the tiniest are.
