@@ -380,7 +380,8 @@ HWY_INLINE VI AddProducts(VI sum, VW a, VW b) {
   asm("vpdpwssd %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
   return sum;
 #else
-  return hn::Add(sum, VI{_mm256_madd_epi16(a.raw, b.raw)});
+  VI none = hn::Zero(DI());  // x86 adds all to the first sum
+  return hn::ReorderWidenMulAccumulate(DI(), a, b, sum, none);
 #endif
 }
 HWY_INLINE VW BroadcastPair(const void* p) {
