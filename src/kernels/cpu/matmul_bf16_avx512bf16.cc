@@ -139,13 +139,15 @@ struct Pairs {
 
 struct Bf16 : Pairs {
   static constexpr bool kScaled = false;
-  static constexpr int64_t kUnpackedTile = 0, kSourceCols = 32, kSourceBytes = kTile, kTilesPerSource = 1;
+  static constexpr int64_t kUnpackedTile = 0, kSourceCols = 32, kSourceBytes = kTile,
+                           kTilesPerSource = 1;
   static int64_t block_tiles(const PackedMatrix&) { return kBlockTiles; }
 };
 
 struct Fp8 : Pairs {
   static constexpr bool kScaled = true;
-  static constexpr int64_t kUnpackedTile = kTile, kSourceCols = 64, kSourceBytes = kTile, kTilesPerSource = 2;
+  static constexpr int64_t kUnpackedTile = kTile, kSourceCols = 64, kSourceBytes = kTile,
+                           kTilesPerSource = 2;
   // A block of K tiles must lie in one block of scales.
   static int64_t block_tiles(const PackedMatrix& w) {
     int64_t tiles = kBlockTiles;

@@ -51,11 +51,11 @@ uint64_t read_avx2(const std::byte* data, int64_t n_bytes, Streams streams) {
 #define EXO_SUM(multiply, add, product, acc)                                               \
   multiply " %%ymm14, %%ymm15, %%ymm" #product "\n\t" add " %%ymm" #product ", %%ymm" #acc \
            ", %%ymm" #acc "\n\t"
-#define EXO_SUMS(multiply, add)                                                           \
-  EXO_SUM(multiply, add, 6, 0)                                                            \
-  EXO_SUM(multiply, add, 7, 1)                                                            \
-  EXO_SUM(multiply, add, 8, 2) EXO_SUM(multiply, add, 9, 3) EXO_SUM(multiply, add, 10, 4) \
-      EXO_SUM(multiply, add, 11, 5)
+#define EXO_SUMS(multiply, add) \
+  EXO_SUM(multiply, add, 6, 0)  \
+  EXO_SUM(multiply, add, 7, 1)  \
+  EXO_SUM(multiply, add, 8, 2)  \
+  EXO_SUM(multiply, add, 9, 3) EXO_SUM(multiply, add, 10, 4) EXO_SUM(multiply, add, 11, 5)
 #define EXO_CLOBBERS                                                                       \
   "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", \
       "xmm11", "xmm14", "xmm15"
