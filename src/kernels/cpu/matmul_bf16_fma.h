@@ -370,7 +370,10 @@ void fma_group(const MatmulTask& task, int64_t row, int64_t n_rows, int64_t begi
 
 template <class V, class Line>
 inline void fma_product(const MatmulTask& task) {
-  if (task.n_rows < kFmaManyRows) return fma_few_rows<V, Line>(task);
+  // What scale_rows writes must fit the scratch.
+  const bool fits = Line::kHalves == 1 || V::Fp8::kExponent == 0 ||
+                    task.n_rows * row_bytes_of(*task.x) <= kMatmulScratchBytes;
+  if (task.n_rows < kFmaManyRows && fits) return fma_few_rows<V, Line>(task);
   if (V::kPanels > 1) {  // what an unfilled panel holds is multiplied too: let it be numbers
     const FmaScratch<V> s(task.scratch);
     for (int64_t i = 0; i < kChunk * FmaScratch<V>::kOutputs; ++i) s.weights[i] = 0;

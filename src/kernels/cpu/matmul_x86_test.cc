@@ -47,7 +47,8 @@ class MatmulX86 : public ::testing::TestWithParam<WeightFormat> {
 };
 
 TEST_P(MatmulX86, LargeShapesEqualPlainSums) {
-  const Shape shapes[] = {{70, 136, 1100}, {1100, 40, 200}, {600, 17, 2500}, {33, 50, 16500}};
+  const Shape shapes[] = {
+      {70, 136, 1100}, {1100, 40, 200}, {600, 17, 2500}, {33, 50, 16500}, {8, 20, 40000}};
   for (const Shape& s : shapes) {
     const TestMatrix w = random_matrix(format, s.n_out, s.n_in, 3, 128);
     TestContext t(ops::reference_table());
