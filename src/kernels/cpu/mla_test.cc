@@ -122,8 +122,8 @@ TEST_P(Mla, AbsorbedEqualsReferenceForAnyThreads) {
 // tiny or zero beside others, and an entry that is no number.
 TEST_P(Mla, AbsorbedKeepsTheRangeOfF32) {
   const Dims d{16, 8, 64, 512, 8};
-  const int64_t n = 130;
-  for (const float size : {1e-20f, 1e-12f, 1.0f, 1e12f, 1e25f}) {
+  const int64_t n = 71;  // an odd number in the last page
+  for (const float size : {1e-20f, 1.0f, 1e25f}) {
     Cache c(d, GetParam(), n, 1);
     auto latent = random_floats(n * d.rank, 50), rope = random_floats(n * d.rope, 51);
     for (int64_t t = 0; t < n; ++t) {
@@ -163,11 +163,11 @@ TEST_P(Mla, AbsorbedKeepsTheRangeOfF32) {
       EXPECT_LT(difference(absorbed(table(isa), c, s, q_latent, q_rope, 1, 1), expected), 1e-3);
     }
     if (c.pages.has_codes()) {
-      c.pages.scales(c.order[0][1], 20)[0] = std::nanf("");
+      c.pages.scales(c.order[0][1], 5)[0] = std::nanf("");
     } else if (c.dtype == DType::bf16) {
-      *reinterpret_cast<bf16*>(c.pages.entry(c.order[0][1], 20)) = to_bf16(std::nanf(""));
+      *reinterpret_cast<bf16*>(c.pages.entry(c.order[0][1], 5)) = to_bf16(std::nanf(""));
     } else {
-      *reinterpret_cast<float*>(c.pages.entry(c.order[0][1], 20)) = std::nanf("");
+      *reinterpret_cast<float*>(c.pages.entry(c.order[0][1], 5)) = std::nanf("");
     }
     for (Isa isa : supported_isas()) {
       if (has_bf16(isa)) continue;
