@@ -33,17 +33,9 @@ uint64_t read_streams(const std::byte* data, int64_t n_bytes) {
 }  // namespace
 
 uint64_t read_avx2(const std::byte* data, int64_t n_bytes, Streams streams) {
-  switch (streams) {
-    case Streams::two:
-      return read_streams<2, 2048>(data, n_bytes);
-    case Streams::eight:
-      return read_streams<8, 1024>(data, n_bytes);
-    case Streams::two_unasked:
-      return read_streams<2, 0>(data, n_bytes);
-    case Streams::eight_unasked:
-      return read_streams<8, 0>(data, n_bytes);
-  }
-  return 0;
+  return read_in(streams, [&]<int kStreams, int64_t kAhead> {
+    return read_streams<kStreams, kAhead>(data, n_bytes);
+  });
 }
 
 // In assembly: compilers keep an array of sums in memory as soon as it is hidden from them.

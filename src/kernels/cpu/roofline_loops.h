@@ -13,6 +13,24 @@ namespace exo::kernels::cpu {
 enum class Streams { two, eight, two_unasked, eight_unasked };
 inline constexpr Streams kAllStreams[] = {Streams::two, Streams::eight, Streams::two_unasked,
                                           Streams::eight_unasked};
+namespace {  // NOLINT: internal linkage on purpose (see matmul_layout.h)
+/// read.operator()<streams, bytes that are asked for ahead>()
+template <class F>
+inline uint64_t read_in(Streams streams, F&& read) {
+  switch (streams) {
+    case Streams::two:
+      return read.template operator()<2, 2048>();
+    case Streams::eight:
+      return read.template operator()<8, 1024>();
+    case Streams::two_unasked:
+      return read.template operator()<2, 0>();
+    case Streams::eight_unasked:
+      return read.template operator()<8, 0>();
+  }
+  return 0;
+}
+}  // namespace
+
 uint64_t read_avx2(const std::byte* data, int64_t n_bytes, Streams streams);
 uint64_t read_avx512(const std::byte* data, int64_t n_bytes, Streams streams);
 
