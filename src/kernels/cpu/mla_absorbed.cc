@@ -178,6 +178,30 @@ struct Body {
     }
   }
 
+  struct Page {
+    int64_t index = 0, n_keys = 0;
+    bool last = false;  // of its range
+  };
+  // What a block of heads adds a page to; the first asks for the page after it.
+  HeadsPage heads_page(const Unit& u, int64_t block, const Page& page, const ThreadMemory& m,
+                       std::byte* states) const {
+    const State s = state(states, block);
+    HeadsPage to = {.n_heads = heads_of(u, block),
+                    .stride = entry_padded,
+                    .n_keys = page.n_keys,
+                    .dim = entry,
+                    .rank = rank,
+                    .weights = m.p,
+                    .softmax = s.softmax,
+                    .sum = s.sum,
+                    .sum_stride = rank_padded};
+    if (block == 0 && !page.last) {
+      to.next = args.pages.entry(u.sequence->pages[static_cast<size_t>(page.index + 1)], 0);
+      to.next_end = to.next + args.pages.page_bytes();
+    }
+    return to;
+  }
+
   // A page in words where it would be in f32.
   struct WordPage {
     int16_t* codes;  // [64, entry_padded]
@@ -189,41 +213,31 @@ struct Body {
           scales(reinterpret_cast<float*>(memory + ops::kPageTokens * entry_padded * 2)),
           row(scales + ops::kPageTokens) {}
   };
-  void attend_page_in_words(const Unit& u, int64_t page, int64_t n, const ThreadMemory& m,
-                            std::byte* states, const std::byte* next) const {
+  void attend_page_in_words(const Unit& u, const Page& page, const ThreadMemory& m,
+                            std::byte* states) const {
     const WordPage to(m.page, entry_padded);
-    const int32_t number = u.sequence->pages[static_cast<size_t>(page)];
-    for (int64_t t = 0; t < n; ++t) {
+    const int32_t number = u.sequence->pages[static_cast<size_t>(page.index)];
+    for (int64_t t = 0; t < page.n_keys; ++t) {
       load_entry(v, args.pages, number, t, to.row);
       to.scales[t] = v.round_to_words(to.row, to.codes + t * entry_padded, entry);
     }
     for (int64_t block = 0; block < u.n_blocks; ++block) {
-      const State s = state(states, block);
       const WordQueries queries(m.queries + block * query_bytes, entry_padded);
-      PageOfWords task = {.q = queries.codes,
-                          .q_scales = queries.scales,
-                          .n_heads = heads_of(u, block),
-                          .entries = to.codes,
-                          .scales = to.scales,
-                          .stride = entry_padded,
-                          .n_keys = n,
-                          .dim = entry,
-                          .rank = rank,
-                          .weights = m.p,
-                          .softmax = s.softmax,
-                          .sum = s.sum,
-                          .sum_stride = rank_padded};
-      if (block == 0 && next != nullptr) {
-        task.next = next;
-        task.next_end = next + args.pages.page_bytes();
-      }
-      v.attend_words(task);
+      v.attend_words({heads_page(u, block, page, m, states), queries.codes, queries.scales,
+                      to.codes, to.scales});
     }
   }
 
-  void load_page(const Unit& u, int64_t page, int64_t n, float* to) const {
-    const int32_t number = u.sequence->pages[static_cast<size_t>(page)];
-    for (int64_t t = 0; t < n; ++t) load_entry(v, args.pages, number, t, to + t * entry_padded);
+  void attend_page(const Unit& u, const Page& page, const ThreadMemory& m,
+                   std::byte* states) const {
+    auto* entries = reinterpret_cast<float*>(m.page);
+    const int32_t number = u.sequence->pages[static_cast<size_t>(page.index)];
+    for (int64_t t = 0; t < page.n_keys; ++t)
+      load_entry(v, args.pages, number, t, entries + t * entry_padded);
+    for (int64_t block = 0; block < u.n_blocks; ++block)
+      v.attend_heads({heads_page(u, block, page, m, states),
+                      reinterpret_cast<const float*>(m.queries + block * query_bytes), entries,
+                      args.softmax_scale});
   }
 
   void run_pages_on_tiles(const Unit& u, int64_t begin, int64_t end, const ThreadMemory& m,
@@ -262,36 +276,13 @@ struct Body {
       std::fill_n(s.softmax, kHeads, SoftmaxState{-std::numeric_limits<float>::infinity(), 0.0f});
     }
     if (tiles != nullptr) return run_pages_on_tiles(u, range * per_range, end, m, states);
-    auto* latents = reinterpret_cast<float*>(m.page);
-    for (int64_t page = range * per_range; page < end; ++page) {
-      const int64_t n = std::min(ops::kPageTokens, u.position + 1 - page * ops::kPageTokens);
-      const std::byte* next =
-          page + 1 < end ? args.pages.entry(u.sequence->pages[static_cast<size_t>(page + 1)], 0)
-                         : nullptr;
+    for (int64_t i = range * per_range; i < end; ++i) {
+      const Page page = {i, std::min(ops::kPageTokens, u.position + 1 - i * ops::kPageTokens),
+                         i + 1 == end};
       if (words) {
-        attend_page_in_words(u, page, n, m, states, next);
-        continue;
-      }
-      load_page(u, page, n, latents);
-      for (int64_t block = 0; block < u.n_blocks; ++block) {
-        const State s = state(states, block);
-        PageOfHeads task = {.q_t = reinterpret_cast<const float*>(m.queries + block * query_bytes),
-                            .n_heads = heads_of(u, block),
-                            .entries = latents,
-                            .stride = entry_padded,
-                            .n_keys = n,
-                            .dim = entry,
-                            .rank = rank,
-                            .scale = args.softmax_scale,
-                            .weights = m.p,
-                            .softmax = s.softmax,
-                            .sum = s.sum,
-                            .sum_stride = rank_padded};
-        if (block == 0 && next != nullptr) {
-          task.next = next;
-          task.next_end = task.next + args.pages.page_bytes();
-        }
-        v.attend_heads(task);
+        attend_page_in_words(u, page, m, states);
+      } else {
+        attend_page(u, page, m, states);
       }
     }
   }

@@ -20,16 +20,13 @@ struct SoftmaxState {
 /// Heads that share what is read of a page of the latent.
 inline constexpr int64_t kPageHeads = 16;
 
-/// A page's entries for up to kPageHeads heads of one row of queries.
-struct PageOfHeads {
-  const float* q_t = nullptr;  ///< [dim, kPageHeads], 64-aligned, zeros where there is no head
+/// A page's entries for up to kPageHeads heads of one row of queries: what f32 and words share.
+struct HeadsPage {
   int64_t n_heads = 0;
-  const float* entries = nullptr;  ///< [n_keys, dim], `stride` apart
-  int64_t stride = 0;
+  int64_t stride = 0;  ///< from an entry to the next
   int64_t n_keys = 0;  ///< 1 to 64
   int64_t dim = 0;
-  int64_t rank = 0;  ///< of an entry's columns those that are its value, the first
-  float scale = 1;
+  int64_t rank = 0;                 ///< of an entry's columns those that are its value, the first
   float* weights = nullptr;         ///< scratch [64, kPageHeads], 64-aligned
   SoftmaxState* softmax = nullptr;  ///< [kPageHeads]
   float* sum = nullptr;             ///< [n_heads, rank], sum_stride apart, not yet divided
@@ -37,25 +34,21 @@ struct PageOfHeads {
   const std::byte *next = nullptr, *next_end = nullptr;  ///< bytes that are asked for meanwhile
 };
 
-/// The same in integers of 16 bits, whose products have twice the rate of f32's where there are no
-/// units for bf16 (vpmaddwd, vpdpwssd). Rows of queries and of entries are codes that
-/// round_to_words has made; sums of their products are exact.
-struct PageOfWords {
-  const int16_t* q = nullptr;       ///< codes [dim / 2, kPageHeads, 2], 64-aligned
-  const float* q_scales = nullptr;  ///< [kPageHeads], 64-aligned, those of the softmax included
-  int64_t n_heads = 0;
-  const int16_t* entries = nullptr;  ///< codes [align_up(n_keys, 2), dim], `stride` apart
+struct PageOfHeads : HeadsPage {
+  const float* q_t = nullptr;      ///< [dim, kPageHeads], 64-aligned, zeros where there is no head
+  const float* entries = nullptr;  ///< [n_keys, dim]
+  float scale = 1;
+};
+
+/// In integers of 16 bits, whose products have twice the rate of f32's where there are no units for
+/// bf16 (vpmaddwd, vpdpwssd). Rows of queries and of entries are codes that round_to_words has
+/// made; sums of their products are exact. dim is even, rank a multiple of 32; columns of `sum` are
+/// in the order of words_column.
+struct PageOfWords : HeadsPage {
+  const int16_t* q = nullptr;        ///< codes [dim / 2, kPageHeads, 2], 64-aligned
+  const float* q_scales = nullptr;   ///< [kPageHeads], 64-aligned, those of the softmax included
+  const int16_t* entries = nullptr;  ///< codes [align_up(n_keys, 2), dim]
   const float* scales = nullptr;     ///< [n_keys]
-  int64_t stride = 0;
-  int64_t n_keys = 0;               ///< 1 to 64
-  int64_t dim = 0;                  ///< even
-  int64_t rank = 0;                 ///< a multiple of 32
-  float* weights = nullptr;         ///< scratch [64, kPageHeads], 64-aligned
-  SoftmaxState* softmax = nullptr;  ///< [kPageHeads]
-  /// [n_heads, rank], sum_stride apart, not yet divided; columns in the order of words_column.
-  float* sum = nullptr;
-  int64_t sum_stride = 0;
-  const std::byte *next = nullptr, *next_end = nullptr;  ///< bytes that are asked for meanwhile
 };
 
 /// Where columns c .. c + 3 (c a multiple of 4) of a sum lie that interleaving words within 128-bit
