@@ -39,6 +39,13 @@ elseif(EXO_SANITIZE STREQUAL "thread")
   target_link_options(exo_flags INTERFACE -fsanitize=thread)
 endif()
 
+# Sanitized builds compile several files of a room as one (CMakePresets.json): the headers are most of the work. GCC
+# takes the joined files for headers, where a type of an anonymous namespace would be a mistake, and one of them hides
+# names of another without harm.
+if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  target_compile_options(exo_flags INTERFACE -Wno-subobject-linkage -Wno-shadow)
+endif()
+
 if(EXO_BUILD_FUZZERS)
   target_compile_options(exo_flags INTERFACE -fsanitize=fuzzer-no-link)  # coverage of the rooms, not of the target alone
   add_custom_target(exo_fuzzers)
@@ -102,6 +109,8 @@ endfunction()
 # is empty elsewhere). Nothing else may be included there that other files also instantiate: the linker could keep the
 # copy with the wider instructions.
 function(exo_isa_flags)
+  # Highway compiles a file once for each of its targets, by including it anew: never joined with others.
+  set_target_properties(exo_kernels_cpu PROPERTIES UNITY_BUILD OFF)
   if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     return()
   endif()

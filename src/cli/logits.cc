@@ -10,6 +10,7 @@
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/model_setup.h"
+#include "engine/sampler.h"
 #include "weights/safetensors_writer.h"
 
 namespace exo::cli {
@@ -94,10 +95,6 @@ LogitRows in_asked_order(LogitRows rows, const std::vector<int32_t>& wanted,
   return ordered;
 }
 
-int32_t best_of(std::span<const float> logits) {
-  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-}
-
 struct Greedy {
   std::vector<int32_t> ids;
   LogitRows logits;
@@ -108,7 +105,7 @@ Status continue_greedily(engine::Engine& engine, engine::SequenceId id, int64_t 
                          std::vector<float> row, Greedy& out) {
   while (static_cast<int64_t>(out.ids.size()) < n) {
     out.logits.values.insert(out.logits.values.end(), row.begin(), row.end());
-    out.ids.push_back(best_of(row));
+    out.ids.push_back(engine::argmax(row));
     if (static_cast<int64_t>(out.ids.size()) == n) break;
     const engine::Engine::Step step{id, out.ids.back()};
     EXO_ASSIGN_OR_RETURN(const TensorView next, engine.decode({&step, 1}));

@@ -11,6 +11,7 @@
 #include "cli/console.h"
 #include "cli/model_setup.h"
 #include "cli/text_model.h"
+#include "engine/sampler.h"
 
 namespace exo::cli {
 namespace {
@@ -24,10 +25,6 @@ double log_sum_exp(std::span<const float> logits) {
   double sum = 0;
   for (float logit : logits) sum += std::exp(static_cast<double>(logit) - best);
   return best + std::log(sum);
-}
-
-size_t best_of(std::span<const float> logits) {
-  return static_cast<size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
 struct Totals {
@@ -102,7 +99,7 @@ class Scorer {
     if (reference_ == nullptr) return;
     const auto reference = std::span(reference_rows).subspan(index * vocab_size, vocab_size);
     totals_.kl += kl_divergence(reference, log_sum_exp(reference), ours, lse);
-    totals_.n_same_best += best_of(reference) == best_of(ours) ? 1 : 0;
+    totals_.n_same_best += engine::argmax(reference) == engine::argmax(ours) ? 1 : 0;
   }
 
   engine::Engine& ours_;

@@ -12,6 +12,7 @@
 #include "cli/model_setup.h"
 #include "cli/reference.h"
 #include "cli/submodule_data.h"
+#include "engine/sampler.h"
 
 namespace exo::cli {
 namespace {
@@ -144,9 +145,7 @@ class Verifier {
     const auto vocab_size = static_cast<size_t>(config().vocab_size);
     std::vector<float> row(logits.end() - static_cast<ptrdiff_t>(vocab_size), logits.end());
     for (size_t i = 0; i < expected.size(); ++i) {
-      const auto best =
-          static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
-      difference.n_different += best == expected[i] ? 0 : 1;
+      difference.n_different += engine::argmax(row) == expected[i] ? 0 : 1;
       // Going on with the recorded token: one difference is one, not all that follow.
       const engine::Engine::Step step{id, expected[i]};
       if (i + 1 == expected.size()) break;

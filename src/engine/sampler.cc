@@ -56,6 +56,10 @@ Status check(const SamplingOptions& options) {
   return ok_status();
 }
 
+int32_t argmax(std::span<const float> logits) {
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
 Sampler::Sampler(SamplingOptions options, std::vector<int32_t> undefined_ids)
     : options_(std::move(options)),
       undefined_ids_(std::move(undefined_ids)),

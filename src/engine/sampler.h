@@ -30,6 +30,9 @@ struct SamplingOptions {
 /// got.
 Status check(const SamplingOptions& options);
 
+/// The lowest id of the highest of `logits`. Precondition: not empty.
+int32_t argmax(std::span<const float> logits);
+
 class Sampler {
  public:
   /// `undefined_ids`: embedding rows that have no token; never sampled.

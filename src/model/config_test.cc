@@ -15,15 +15,12 @@ namespace exo::model {
 namespace {
 
 using ::testing::ElementsAre;
+using testing::fact;
 using testing::golden_dir;
 using ::testing::HasSubstr;
 using testing::read_config;
 using testing::read_json;
 using testing::shared_dir;
-
-HfConfig fact(const std::string& name) {
-  return read_config(shared_dir() + "/facts/configs/" + name + ".json");
-}
 
 // deepseek-v3's config with some fields replaced (null removes one).
 Result<HfConfig> v3_with(const std::string& changes) {

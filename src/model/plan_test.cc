@@ -16,14 +16,10 @@
 namespace exo::model {
 namespace {
 
+using testing::fact;
 using testing::golden_dir;
 using ::testing::HasSubstr;
 using testing::read_config;
-using testing::shared_dir;
-
-HfConfig fact(const std::string& name) {
-  return read_config(shared_dir() + "/facts/configs/" + name + ".json");
-}
 
 Result<Plan> plan_of(const HfConfig& config, const std::string& format = "",
                      const Limits& limits = {.max_context_tokens = 256}) {

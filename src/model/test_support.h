@@ -39,6 +39,11 @@ inline HfConfig read_config(const std::string& path) {
   return config.ok() ? *config : HfConfig();
 }
 
+/// A real model's config by its name in the shared facts ("deepseek-v3").
+inline HfConfig fact(const std::string& name) {
+  return read_config(shared_dir() + "/facts/configs/" + name + ".json");
+}
+
 /// A folder of its own, removed at the end.
 class TempDir {
  public:

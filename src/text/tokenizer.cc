@@ -13,7 +13,7 @@
 namespace exo::text {
 namespace {
 
-constexpr uint64_t kMaxFileBytes = uint64_t{64} << 20;
+constexpr uint64_t kMaxTokenizerBytes = uint64_t{64} << 20;
 constexpr const char* kFileName = "tokenizer.json";
 // How DeepSeek's tokenizers name them, for folders without tokenizer_config.json.
 constexpr std::string_view kDeepSeekBos = "<｜begin▁of▁sentence｜>";
@@ -123,7 +123,7 @@ Result<Tokenizer> Tokenizer::load(const std::string& path) {
   std::error_code error;
   const bool is_folder = std::filesystem::is_directory(given, error);
   const std::filesystem::path file = is_folder ? given / kFileName : given;
-  EXO_ASSIGN_OR_RETURN(const std::string json, read_file(file.string(), kMaxFileBytes));
+  EXO_ASSIGN_OR_RETURN(const std::string json, read_file(file.string(), kMaxTokenizerBytes));
   EXO_ASSIGN_OR_RETURN(TokenizerConfig config, TokenizerConfig::load(file.parent_path().string()));
   return from_json(json, file.string(), std::move(config));
 }

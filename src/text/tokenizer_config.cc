@@ -11,7 +11,7 @@
 namespace exo::text {
 namespace {
 
-constexpr uint64_t kMaxFileBytes = uint64_t{16} << 20;
+constexpr uint64_t kMaxConfigBytes = uint64_t{16} << 20;
 
 // A token is written as its text, or as an object that has it as "content".
 Status read_token(const JsonObject& o, const Json& json, const std::string& where, const char* key,
@@ -52,7 +52,7 @@ Result<TokenizerConfig> TokenizerConfig::load(const std::string& folder) {
   const auto json_path = std::filesystem::path(folder) / "tokenizer_config.json";
   if (std::filesystem::exists(json_path, error)) {
     const std::string where = json_path.string();
-    EXO_ASSIGN_OR_RETURN(const Json json, read_json_file(where, kMaxFileBytes));
+    EXO_ASSIGN_OR_RETURN(const Json json, read_json_file(where, kMaxConfigBytes));
     const JsonObject o(json, where);
     EXO_RETURN_IF_ERROR(read_token(o, json, where, "bos_token", config.bos_token));
     EXO_RETURN_IF_ERROR(read_token(o, json, where, "eos_token", config.eos_token));
@@ -61,7 +61,7 @@ Result<TokenizerConfig> TokenizerConfig::load(const std::string& folder) {
   }
   const auto template_path = std::filesystem::path(folder) / "chat_template.jinja";
   if (std::filesystem::exists(template_path, error)) {
-    EXO_ASSIGN_OR_RETURN(config.chat_template, read_file(template_path.string(), kMaxFileBytes));
+    EXO_ASSIGN_OR_RETURN(config.chat_template, read_file(template_path.string(), kMaxConfigBytes));
     if (!is_valid_utf8(*config.chat_template))
       return invalid_argument(template_path.string() + ": not valid UTF-8");
   }

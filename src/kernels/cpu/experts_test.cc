@@ -10,21 +10,22 @@ namespace {
 
 using ops::testing::random_floats;
 using ops::testing::random_matrix;
+using ops::testing::relative_error;
 using ops::testing::TestContext;
 using ops::testing::TestMatrix;
 
-struct Shape {
+struct ExpertsShape {
   int64_t hidden, n_inter, n_shared, n_experts, top_k;
 };
 
 // One layer's experts of random weights.
 struct Layer {
-  Shape shape;
+  ExpertsShape shape;
   std::vector<TestMatrix> up, down;
   std::vector<PackedMatrix> up_views, down_views;
   TestMatrix shared_up, shared_down;
 
-  Layer(WeightFormat format, const Shape& s) : shape(s) {
+  Layer(WeightFormat format, const ExpertsShape& s) : shape(s) {
     for (uint32_t e = 0; e < s.n_experts; ++e) {
       up.push_back(random_matrix(format, 2 * align_up(s.n_inter, 16), s.hidden, 100 + e, 64, true));
       down.push_back(random_matrix(format, s.hidden, s.n_inter, 200 + e, 64));
@@ -46,7 +47,7 @@ struct Tokens {
   std::vector<int32_t> ids;
   std::vector<float> weights;
 
-  Tokens(const Shape& s, int64_t n_tokens) : n(n_tokens), x(random_floats(n * s.hidden, 5)) {
+  Tokens(const ExpertsShape& s, int64_t n_tokens) : n(n_tokens), x(random_floats(n * s.hidden, 5)) {
     // Every other token has an outlier column, which i8 rows keep apart.
     for (int64_t i = 0; i < n; i += 2) x[static_cast<size_t>(i * s.hidden + 7)] *= 90.0f;
     std::mt19937 rng(6);
@@ -70,7 +71,7 @@ struct Tokens {
 // Rows [begin, begin + n) alone.
 std::vector<float> run(const ops::OpTable& table, const Layer& layer, const Tokens& tokens,
                        DType activation, int n_threads, int64_t begin, int64_t n) {
-  const Shape& s = layer.shape;
+  const ExpertsShape& s = layer.shape;
   const int64_t scratch = ops::experts_scratch_bytes(n, s.top_k, s.n_experts, s.hidden, s.n_inter,
                                                      s.n_shared, n_threads, activation) +
                           ops::packed_rows_bytes(activation, n, s.hidden);
@@ -97,11 +98,7 @@ std::vector<float> run(const ops::OpTable& table, const Layer& layer, const Toke
   return out;
 }
 
-double difference(const std::vector<float>& a, const std::vector<float>& b) {
-  return ops::testing::relative_error(a, std::vector<double>(b.begin(), b.end()));
-}
-
-const Shape kShapes[] = {
+const ExpertsShape kExpertsShapes[] = {
     {72, 40, 56, 7, 3},     // odd sizes, with shared
     {130, 24, 0, 5, 2},     // no shared expert
     {64, 0, 171, 0, 0},     // a dense MLP
@@ -116,17 +113,17 @@ TEST_P(Experts, EqualReferenceWhateverTheBatchAndThreads) {
   const double tolerance = activation == DType::f32    ? 2e-6
                            : activation == DType::bf16 ? 2e-3
                                                        : 5e-3;
-  for (const Shape& s : kShapes) {
+  for (const ExpertsShape& s : kExpertsShapes) {
     const Layer layer(format, s);
     for (int64_t n : {1, 2, 9, 40, 130}) {
-      if (n == 130 && &s != kShapes) continue;
+      if (n == 130 && &s != kExpertsShapes) continue;
       SCOPED_TRACE("hidden " + std::to_string(s.hidden) + " tokens " + std::to_string(n));
       const Tokens tokens(s, n);
       const auto expected = run(ops::reference_table(), layer, tokens, activation, 1, 0, n);
       for (Isa isa : supported_isas()) {
         SCOPED_TRACE(to_string(isa));
         const auto one = run(table(isa), layer, tokens, activation, 1, 0, n);
-        EXPECT_LT(difference(one, expected), tolerance);
+        EXPECT_LT(relative_error(one, expected), tolerance);
         EXPECT_EQ(run(table(isa), layer, tokens, activation, 2, 0, n), one);
         EXPECT_EQ(run(table(isa), layer, tokens, activation, 3, 0, n), one);
         if (activation == DType::bf16) continue;
@@ -142,7 +139,7 @@ TEST_P(Experts, EqualReferenceWhateverTheBatchAndThreads) {
 
 TEST_P(Experts, OneBadTokenStaysAlone) {
   const auto [activation, format] = GetParam();
-  const Shape& s = kShapes[0];
+  const ExpertsShape& s = kExpertsShapes[0];
   const Layer layer(format, s);
   Tokens tokens(s, 20);
   tokens.x[static_cast<size_t>(7 * s.hidden + 3)] = std::nanf("");

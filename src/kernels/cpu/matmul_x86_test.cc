@@ -36,7 +36,7 @@ std::vector<float> run_task(Isa isa, const TestMatrix& w, const PackedRows& x, i
   return out;
 }
 
-struct Shape {
+struct LargeShape {
   int64_t n_rows, n_out, n_in;
 };
 
@@ -47,9 +47,9 @@ class MatmulX86 : public ::testing::TestWithParam<WeightFormat> {
 };
 
 TEST_P(MatmulX86, LargeShapesEqualPlainSums) {
-  const Shape shapes[] = {
+  const LargeShape shapes[] = {
       {70, 136, 1100}, {1100, 40, 200}, {600, 17, 2500}, {33, 50, 16500}, {8, 20, 40000}};
-  for (const Shape& s : shapes) {
+  for (const LargeShape& s : shapes) {
     const TestMatrix w = random_matrix(format, s.n_out, s.n_in, 3, 128);
     TestContext t(ops::reference_table());
     const auto x = random_floats(s.n_rows * s.n_in, 4);

@@ -50,7 +50,7 @@ float group_score(const RouterConfig& c, const float* choice, int32_t group) {
   return two ? first + second : first;
 }
 
-struct Scratch {
+struct RoutingScratch {
   float* scores = nullptr;        // [n_experts]
   float* choice = nullptr;        // [n_experts]: what is compared
   float* group_scores = nullptr;  // [n_group]
@@ -58,7 +58,7 @@ struct Scratch {
   uint8_t* taken = nullptr;       // [n_experts]
 };
 
-void choose_row(const SelectExpertsArgs& args, const Scratch& s) {
+void choose_row(const SelectExpertsArgs& args, const RoutingScratch& s) {
   const RouterConfig& c = args.config;
   const bool biased = c.selection == RouterConfig::Selection::noaux_tc && !args.bias.empty();
   for (int32_t e = 0; e < c.n_experts; ++e)
@@ -73,7 +73,7 @@ void choose_row(const SelectExpertsArgs& args, const Scratch& s) {
   take_best(s.choice, s.open, c.n_experts, c.top_k, s.taken);
 }
 
-void write_row(const SelectExpertsArgs& args, const Scratch& s, int64_t row) {
+void write_row(const SelectExpertsArgs& args, const RoutingScratch& s, int64_t row) {
   const RouterConfig& c = args.config;
   int32_t* ids = args.ids.row<int32_t>(row);
   float* weights = args.weights.row<float>(row);
@@ -98,7 +98,7 @@ void write_row(const SelectExpertsArgs& args, const Scratch& s, int64_t row) {
 Status select_experts(const SelectExpertsArgs& args, OpContext& ctx) {
   ArenaScope scope(*ctx.arena);
   const int64_t n = args.config.n_experts;
-  Scratch s;
+  RoutingScratch s;
   auto* floats = ctx.arena->take<float>(3 * n);
   auto* flags = ctx.arena->take<uint8_t>(2 * n);
   if (floats == nullptr || flags == nullptr)

@@ -190,11 +190,13 @@ inline TensorView strided(float* data, int64_t n_rows, int64_t n_cols, int64_t s
 }
 
 /// ||a - b|| / ||b||.
-inline double relative_error(const std::vector<float>& a, const std::vector<double>& b) {
+template <typename T>
+double relative_error(const std::vector<float>& a, const std::vector<T>& b) {
   double difference = 0, size = 0;
   for (size_t i = 0; i < a.size(); ++i) {
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    size += b[i] * b[i];
+    const double expected = b[i];
+    difference += (a[i] - expected) * (a[i] - expected);
+    size += expected * expected;
   }
   return size == 0 ? std::sqrt(difference) : std::sqrt(difference / size);
 }
