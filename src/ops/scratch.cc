@@ -140,13 +140,15 @@ int64_t mla_expanded_scratch_bytes(int64_t n_rows, int64_t n_heads, int64_t qk_n
       piece(kPageTokens * v * 4) + piece(4 * n_rows * 8);
   const int64_t tiles = piece(4 * kPageTokens * (qk + v) * 4) + piece(entry * 4) +
                         piece(kPageTokens * qk * 4) + piece(align_up(qk, 32) * 128 + 20480) +
-                        (std::min<int64_t>(n_rows, 512) + 31) * (align_up(qk, 32) * 2 + v * 4) + 64;
+                        (std::min<int64_t>(n_rows, 512) + 31) * (align_up(qk, 32) * 2 + v * 4 + 4) +
+                        128;
   const int64_t per_thread = std::max(page, tiles) + kThreadScratchBytes;
   // Shared with tiles: 32 pages' keys and values of 16 heads, packed latents and rotated keys.
-  const int64_t shared = 32 * std::min<int64_t>(n_heads, 16) * (align_up(qk, 32) * 128 + v * 128) +
-                         1024 + packed_rows_bytes(DType::bf16, 32 * kPageTokens, kv_lora_rank) +
-                         packed_rows_bytes(DType::i8, 32 * kPageTokens, kv_lora_rank) +
-                         piece(32 * kPageTokens * rope_dim * 4) + piece(16 * n_rows * 8);
+  const int64_t shared =
+      32 * std::min<int64_t>(n_heads, 16) * (align_up(qk, 32) * 128 + v * 128 + 512) + 1024 +
+      packed_rows_bytes(DType::bf16, 32 * kPageTokens, kv_lora_rank) +
+      packed_rows_bytes(DType::i8, 32 * kPageTokens, kv_lora_rank) +
+      piece(32 * kPageTokens * rope_dim * 4) + piece(16 * n_rows * 8);
   return n_threads * per_thread + shared + piece(n_rows * 64);
 }
 

@@ -163,9 +163,9 @@ struct ExpandedTileProducts {
 TileAttention attention_amx() {
   return {.absorbed_query = absorbed_query,
           .absorbed_pages = absorbed_pages<AbsorbedTiles>,
-          .expanded_queries = expanded_queries,
-          .expanded_page = expanded_page,
-          .expanded_rows = expanded_rows<ExpandedTileProducts>};
+          .expanded = {.queries = expanded_queries,
+                       .page = expanded_page,
+                       .rows = expanded_rows<ExpandedTileProducts>}};
 }
 
 }  // namespace exo::kernels::cpu

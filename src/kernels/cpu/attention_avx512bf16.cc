@@ -176,9 +176,9 @@ struct ExpandedVectors {
 TileAttention attention_avx512bf16() {
   return {.absorbed_query = absorbed_query,
           .absorbed_pages = absorbed_pages<AbsorbedVectors>,
-          .expanded_queries = expanded_queries,
-          .expanded_page = expanded_page,
-          .expanded_rows = expanded_rows<ExpandedVectors>};
+          .expanded = {.queries = expanded_queries,
+                       .page = expanded_page,
+                       .rows = expanded_rows<ExpandedVectors>}};
 }
 
 }  // namespace exo::kernels::cpu

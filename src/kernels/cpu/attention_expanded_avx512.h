@@ -201,7 +201,7 @@ inline void scale_row(float* row, float factor, int64_t n) {
 }
 
 inline void expanded_queries(const float* q, int64_t q_stride, int64_t n_rows, int64_t qk,
-                             std::byte* out) {
+                             std::byte* out, float*) {
   for (int64_t i = 0; i < n_rows; ++i, q += q_stride) {
     for (int64_t k = 0; k < qk; k += 32, out += 64)
       _mm512_storeu_si512(out,

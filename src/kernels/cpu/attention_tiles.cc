@@ -17,4 +17,9 @@ const TileAttention* tile_attention([[maybe_unused]] Isa isa) {
   return nullptr;
 }
 
+const ExpandedAttention* expanded_attention(Isa isa) {
+  const TileAttention* tiles = tile_attention(isa);
+  return tiles != nullptr ? &tiles->expanded : vector_kernels(isa).expanded_words;
+}
+
 }  // namespace exo::kernels::cpu

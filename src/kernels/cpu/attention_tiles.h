@@ -1,8 +1,9 @@
 /// The inner loops of both attentions on bf16 tiles, for bf16 activations and caches: what a page
 /// of 64 keys adds to the running sums of 16 heads of one row (absorbed) or of 16 rows of one head
-/// (expanded). Scores and sums are f32, weights bf16; each row's or head's arithmetic depends on
-/// nothing beside it. The tiles are multiplied by AMX (attention_amx.cc) or by vectors of bf16
-/// pairs (attention_avx512bf16.cc); the rest is theirs together (attention_*_avx512.h).
+/// (expanded, which runs in 16-bit integers where there are no units for bf16: vector_words.cc).
+/// Scores and sums are f32, weights bf16; each row's or head's arithmetic depends on nothing beside
+/// it. The tiles are multiplied by AMX (attention_amx.cc) or by vectors of bf16 pairs
+/// (attention_avx512bf16.cc); the rest is theirs together (attention_*_avx512.h).
 #pragma once
 
 #include <algorithm>
@@ -54,18 +55,19 @@ struct AbsorbedPages {
 
 // -- expanded: rows of one head ----------------------------------------------------------------
 
+constexpr int64_t kMostExpandedColumns = 1024;
 constexpr bool expanded_fits_tiles(int64_t qk, int64_t value) {
-  return qk <= 1024 && value <= 1024 && value % 16 == 0;
+  return qk <= kMostExpandedColumns && value <= kMostExpandedColumns && value % 16 == 0;
 }
-/// Bytes of a page's keys and values in tiles; 64-aligned.
+/// Bytes of a page's keys and values in tiles, or in words with their scales; 64-aligned.
 constexpr int64_t expanded_tile_bytes(int64_t qk, int64_t value) {
-  return (qk + 31) / 32 * 4096 + value * 128;
+  return (qk + 31) / 32 * 4096 + value * 128 + 512;
 }
 /// Bytes of the scratch of the page's and the rows' functions; 64-aligned.
 constexpr int64_t expanded_scratch_bytes(int64_t qk) {
   return std::max<int64_t>((qk + 31) / 32 * 4096, 2 * 8192 + 4096);
 }
-/// A row of queries in bf16, padded with zeros.
+/// A row of queries in bf16 or words, padded with zeros.
 constexpr int64_t query_row_bytes(int64_t qk) { return (qk + 31) / 32 * 64; }
 
 struct ExpandedPage {
@@ -79,7 +81,8 @@ struct ExpandedPage {
 };
 
 struct ExpandedRows {
-  const std::byte* q = nullptr;  ///< rows, a multiple of 32 (whatever they hold from n_rows on)
+  const std::byte* q = nullptr;     ///< rows, a multiple of 32 (whatever they hold from n_rows on)
+  const float* q_scales = nullptr;  ///< [n_rows] of words
   int64_t n_rows = 0;
   int64_t qk = 0, value = 0;
   int64_t n_keys =
@@ -89,20 +92,24 @@ struct ExpandedRows {
   float* sums = nullptr;  ///< rows of `value`, a multiple of 32; what is behind n_rows may change
 };
 
+struct ExpandedAttention {
+  /// q [n_rows, q_stride] f32 to rows of query_row_bytes, and for words their scales [n_rows].
+  void (*queries)(const float* q, int64_t q_stride, int64_t n_rows, int64_t qk, std::byte* out,
+                  float* scales);
+  /// Brings a page's keys and values into tiles. False when one of them isn't finite: then 0 times
+  /// it would not be 0, and the page must go another way.
+  bool (*page)(const ExpandedPage& page, std::byte* tiles, std::byte* scratch);
+  /// Rows against the tiles of a page.
+  void (*rows)(const ExpandedRows& rows, const std::byte* tiles, std::byte* scratch);
+};
+
 // -- on an instruction set ---------------------------------------------------------------------
 
 struct TileAttention {
   /// Queries to bf16 tiles. q: [16, q_stride] f32, zeros where there is no head.
   void (*absorbed_query)(const float* q, int64_t q_stride, int64_t entry, std::byte* tiles);
   void (*absorbed_pages)(const AbsorbedPages& task);
-  /// q [n_rows, q_stride] f32 to rows of query_row_bytes.
-  void (*expanded_queries)(const float* q, int64_t q_stride, int64_t n_rows, int64_t qk,
-                           std::byte* out);
-  /// Brings a page's keys and values into tiles. False when one of them isn't finite: then 0 times
-  /// it would not be 0, and the page must go another way.
-  bool (*expanded_page)(const ExpandedPage& page, std::byte* tiles, std::byte* scratch);
-  /// Rows against the tiles of a page.
-  void (*expanded_rows)(const ExpandedRows& rows, const std::byte* tiles, std::byte* scratch);
+  ExpandedAttention expanded;
 };
 
 TileAttention attention_avx512bf16();
@@ -110,5 +117,7 @@ TileAttention attention_amx();
 
 /// Of an instruction set with bf16 products (has_bf16), else null.
 const TileAttention* tile_attention(Isa isa);
+/// On bf16 tiles, else in words, else (ARM) null.
+const ExpandedAttention* expanded_attention(Isa isa);
 
 }  // namespace exo::kernels::cpu

@@ -1,4 +1,5 @@
-/// Expanded attention on tiles (AMX or bf16 vectors), for bf16 and integer activations. A block of
+/// Expanded attention on tiles (AMX, bf16 vectors or 16-bit integers), for bf16 and integer
+/// activations. A block of
 /// up to 32 pages is expanded to keys and values in tiles once, for up to 16 heads, several pages
 /// in one product; then each task, a head and a block of query rows, runs over the block's pages in
 /// order, its queries and sums in the second-level cache. A row's arithmetic depends on its
@@ -30,7 +31,7 @@ constexpr int64_t kRowsAtOnce = 4;  // what the vector kernels compute together
 struct Body {
   const ops::MlaExpandedArgs& args;
   const VectorKernels& v;
-  const TileAttention& on;
+  const ExpandedAttention& on;
   Matmul kernel_k, kernel_v;
   int64_t rank, rope, nope, value, entry_padded, nope_padded, value_padded;
   int64_t n_heads, tile_bytes, query_row_bytes;
@@ -48,7 +49,7 @@ struct Body {
   Body(Isa isa, const ops::MlaExpandedArgs& a)
       : args(a),
         v(vector_kernels(isa)),
-        on(*tile_attention(isa)),
+        on(*expanded_attention(isa)),
         kernel_k(find_matmul(isa, a.activation, a.w_k[0].format)),
         kernel_v(find_matmul(isa, a.activation, a.w_v[0].format)),
         rank(a.pages.kv_lora_rank),
@@ -64,10 +65,11 @@ struct Body {
     for (const ops::SequenceRows& s : a.sequences)
       softmax_rows = std::max<int64_t>(softmax_rows, s.n_rows);
     const int64_t rows = std::min(softmax_rows, kMostRows) + kSpareRows;
-    thread_bytes =
-        kMatmulScratchBytes + kExpandPages * kPageTokens * (nope_padded + value_padded) * 4 +
-        align_up(entry_padded * 4) + (nope + rope) * kPageTokens * 4 +
-        expanded_scratch_bytes(nope + rope) + rows * query_row_bytes + align_up(rows * value * 4);
+    thread_bytes = kMatmulScratchBytes +
+                   kExpandPages * kPageTokens * (nope_padded + value_padded) * 4 +
+                   align_up(entry_padded * 4) + (nope + rope) * kPageTokens * 4 +
+                   expanded_scratch_bytes(nope + rope) + rows * query_row_bytes +
+                   align_up(rows * value * 4) + align_up(rows * 4);
   }
 
   Status take(int n_threads, Arena& arena) {
@@ -95,7 +97,8 @@ struct Body {
     float* k_t;            // [nope + rope, 64]
     std::byte* attention;  // expanded_scratch_bytes
     std::byte* queries;
-    float* sums;  // [rows, value]
+    float* sums;      // [rows, value]
+    float* q_scales;  // [rows]
   };
   ThreadMemory memory_of(int thread) const {
     ThreadMemory m;
@@ -107,8 +110,10 @@ struct Body {
                                      align_up(entry_padded * 4));
     m.attention = reinterpret_cast<std::byte*>(m.k_t + (nope + rope) * kPageTokens);
     m.queries = m.attention + expanded_scratch_bytes(nope + rope);
-    m.sums = reinterpret_cast<float*>(m.queries + (std::min(softmax_rows, kMostRows) + kSpareRows) *
-                                                      query_row_bytes);
+    const int64_t rows = std::min(softmax_rows, kMostRows) + kSpareRows;
+    m.sums = reinterpret_cast<float*>(m.queries + rows * query_row_bytes);
+    m.q_scales =
+        reinterpret_cast<float*>(reinterpret_cast<std::byte*>(m.sums) + align_up(rows * value * 4));
     return m;
   }
 
@@ -166,18 +171,17 @@ struct Body {
     expand_head(b.head + head_in_group, page, n_rows, m);
     for (int64_t p = page; p < end; ++p) {
       const int64_t row = (p - page) * kPageTokens;
-      finite[p * kGroupHeads + head_in_group] =
-          on.expanded_page({.k = m.k + row * nope_padded,
-                            .k_stride = nope_padded,
-                            .nope = nope,
-                            .k_rope = k_rope + p * kPageTokens * rope,
-                            .rope_stride = rope,
-                            .rope = rope,
-                            .v = m.v + row * value_padded,
-                            .v_stride = value_padded,
-                            .value = value,
-                            .n_keys = b.tokens_of(p)},
-                           tiles_of(p, head_in_group), m.attention);
+      finite[p * kGroupHeads + head_in_group] = on.page({.k = m.k + row * nope_padded,
+                                                         .k_stride = nope_padded,
+                                                         .nope = nope,
+                                                         .k_rope = k_rope + p * kPageTokens * rope,
+                                                         .rope_stride = rope,
+                                                         .rope = rope,
+                                                         .v = m.v + row * value_padded,
+                                                         .v_stride = value_padded,
+                                                         .value = value,
+                                                         .n_keys = b.tokens_of(p)},
+                                                        tiles_of(p, head_in_group), m.attention);
     }
   }
 
@@ -194,15 +198,16 @@ struct Body {
     const int64_t position = b.sequence->n_past + r.row;  // of the first row
     const int64_t page_begin = (b.first + page) * kPageTokens;
     const int64_t i = std::max<int64_t>(0, page_begin - position);
-    on.expanded_rows({.q = m.queries + i * query_row_bytes,
-                      .n_rows = r.n_rows - i,
-                      .qk = nope + rope,
-                      .value = value,
-                      .n_keys = position + i + 1 - page_begin,
-                      .scale = args.softmax_scale,
-                      .softmax = softmax_of(r) + i,
-                      .sums = m.sums + i * value},
-                     tiles_of(page, r.head_in_group), m.attention);
+    on.rows({.q = m.queries + i * query_row_bytes,
+             .q_scales = m.q_scales + i,
+             .n_rows = r.n_rows - i,
+             .qk = nope + rope,
+             .value = value,
+             .n_keys = position + i + 1 - page_begin,
+             .scale = args.softmax_scale,
+             .softmax = softmax_of(r) + i,
+             .sums = m.sums + i * value},
+            tiles_of(page, r.head_in_group), m.attention);
   }
 
   // A page with values that aren't finite: 0 times them isn't 0, so that every row takes only what
@@ -237,8 +242,8 @@ struct Body {
     const auto out = [&](int64_t i) {
       return args.out.row<float>(b.sequence->row_begin + r.row + i) + head * args.out.stride(1);
     };
-    on.expanded_queries(args.q.row<float>(b.sequence->row_begin + r.row) + head * args.q.stride(1),
-                        args.q.stride(0), r.n_rows, nope + rope, m.queries);
+    on.queries(args.q.row<float>(b.sequence->row_begin + r.row) + head * args.q.stride(1),
+               args.q.stride(0), r.n_rows, nope + rope, m.queries, m.q_scales);
     if (b.first == 0) {
       std::fill_n(m.sums, r.n_rows * value, 0.0f);
       std::fill_n(softmax_of(r), r.n_rows,
@@ -285,7 +290,7 @@ struct Body {
 }  // namespace
 
 bool expanded_on_tiles(Isa isa, const ops::MlaExpandedArgs& args) {
-  return has_bf16(isa) && args.activation != DType::f32 &&
+  return expanded_attention(isa) != nullptr && args.activation != DType::f32 &&
          expanded_fits_tiles(args.q.dim(2), args.out.dim(2));
 }
 

@@ -9,6 +9,9 @@ VectorKernels make(Isa isa) {
   VectorKernels k;
   set_row_kernels(isa, k);
   set_attention_kernels(isa, k);
+#if defined(__x86_64__)
+  set_word_kernels(isa, k);
+#endif
   return k;
 }
 

@@ -58,6 +58,8 @@ constexpr int64_t words_column(int64_t c, int64_t interleaved) {
   return c - in_block + in_block / 8 * 4 + in_block / 4 % 2 * (interleaved / 2);
 }
 
+struct ExpandedAttention;  // attention_tiles.h
+
 struct VectorKernels {
   // Rows of f32 [n].
   void (*widen_bf16)(const bf16* x, float* out, int64_t n);
@@ -102,6 +104,8 @@ struct VectorKernels {
   /// Null where attend_heads is as fast.
   void (*attend_words)(const PageOfWords& page) = nullptr;
   int64_t words_interleaved = 0;  ///< of attend_words: see words_column
+  /// The same for prompts, or null.
+  const ExpandedAttention* expanded_words = nullptr;
   void (*divide)(float* x, float divisor, int64_t n);
   /// y = a * y + b * x
   void (*mix)(float a, float* y, float b, const float* x, int64_t n);
