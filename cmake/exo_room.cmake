@@ -42,8 +42,8 @@ endif()
 # Sanitized builds compile several files of a room as one (CMakePresets.json): the headers are most of the work. GCC
 # takes the joined files for headers, where a type of an anonymous namespace would be a mistake, and one of them hides
 # names of another without harm.
-if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  target_compile_options(exo_flags INTERFACE -Wno-subobject-linkage -Wno-shadow)
+if(CMAKE_UNITY_BUILD)
+  target_compile_options(exo_flags INTERFACE -Wno-shadow $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
 endif()
 
 if(EXO_BUILD_FUZZERS)
