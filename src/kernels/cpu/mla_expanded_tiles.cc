@@ -1,9 +1,8 @@
-/// Expanded attention on tiles (AMX, bf16 vectors or 16-bit integers), for bf16 and integer
-/// activations. A block of
-/// up to 32 pages is expanded to keys and values in tiles once, for up to 16 heads, several pages
-/// in one product; then each task, a head and a block of query rows, runs over the block's pages in
-/// order, its queries and sums in the second-level cache. A row's arithmetic depends on its
-/// position alone.
+/// Expanded attention on tiles (AMX, bf16 vectors) or in 16-bit integers, for bf16 and integer
+/// activations. A block of up to 32 pages is expanded to keys and values in tiles once, for up to
+/// 16 heads, several pages in one product; then each task, a head and a block of query rows, runs
+/// over the block's pages in order, its queries and sums in the second-level cache. A row's
+/// arithmetic depends on its position alone.
 #include <algorithm>
 #include <limits>
 

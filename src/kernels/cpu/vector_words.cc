@@ -32,6 +32,8 @@ constexpr float kLargestNorm = 46000.0f;
 constexpr float kLargestWord = 32767.0f;
 // Codes of weights that are added up: with a value's at most kLargestWord they stay below 2^31.
 constexpr float kLargestWeights = 65500.0f;
+// Of what a code is worth: weights below it count as 0, for its inverse would leave f32.
+constexpr float kSmallestUnit = std::numeric_limits<float>::min();
 
 // The nearest integers of 2 * kLanes floats that words can hold.
 HWY_INLINE VW NearestWords(VF a, VF b) {
@@ -188,8 +190,8 @@ HWY_INLINE void WeightsToWords(const PageOfWords& page, int64_t first, int32_t* 
   }
   const VF unit = hn::Max(hn::Mul(largest, hn::Set(df, 1.0f / kLargestWord)),
                           hn::Mul(sum, hn::Set(df, 1.0f / kLargestWeights)));
-  const VF inverse =
-      hn::IfThenElseZero(hn::Gt(unit, hn::Zero(df)), hn::Div(hn::Set(df, 1.0f), unit));
+  const VF inverse = hn::IfThenElseZero(hn::Gt(unit, hn::Set(df, kSmallestUnit)),
+                                        hn::Div(hn::Set(df, 1.0f), unit));
   for (int64_t t = 0; t < page.n_keys; t += 2) {
     const VI low = Nearest(hn::Mul(weight(t), inverse));
     const VI high = t + 1 < page.n_keys ? Nearest(hn::Mul(weight(t + 1), inverse)) : hn::Zero(di);
@@ -396,7 +398,7 @@ HWY_INLINE float RowWeightsToWords(const float* p, const float* scales, int16_t*
   const float most = hn::GetLane(hn::MaxOfLanes(df, largest)),
               total = hn::GetLane(hn::SumOfLanes(df, sum));
   const float unit = std::max(total * (1.0f / kLargestWeights), most * (1.0f / kLargestWord));
-  const VF inverse = hn::Set(df, unit > 0.0f ? 1.0f / unit : 0.0f);
+  const VF inverse = hn::Set(df, unit > kSmallestUnit ? 1.0f / unit : 0.0f);
   EXO_UNROLL
   for (int j = 0; j < kPage / kLanes; j += 2)
     hn::Store(NearestWords(hn::Mul(w[j], inverse), hn::Mul(w[j + 1], inverse)), DW(),
