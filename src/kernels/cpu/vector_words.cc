@@ -349,30 +349,36 @@ bool PageToWords(const ExpandedPage& page, std::byte* tiles, std::byte* scratch)
   return finite;
 }
 
+// sum[i] = the products of row i's n pairs with those lines of pairs, kVecs vectors of each.
+template <int kQ, int kVecs>
+HWY_INLINE void MultiplyPairs(const int16_t* rows, int64_t row_stride, const int16_t* lines,
+                              int64_t line_stride, int64_t n, VI (&sum)[kQ][kVecs]) {
+  EXO_UNROLL
+  for (int i = 0; i < kQ; ++i) {
+    EXO_UNROLL
+    for (int j = 0; j < kVecs; ++j) sum[i][j] = hn::Zero(DI());
+  }
+  for (int64_t t = 0; t < n; ++t, lines += line_stride) {
+    VW line[kVecs];
+    EXO_UNROLL
+    for (int j = 0; j < kVecs; ++j) line[j] = hn::LoadU(DW(), lines + j * kWords);
+    EXO_UNROLL
+    for (int i = 0; i < kQ; ++i) {
+      const VW pair = BroadcastPair(rows + i * row_stride + 2 * t);
+      EXO_UNROLL
+      for (int j = 0; j < kVecs; ++j) sum[i][j] = AddProducts(sum[i][j], line[j], pair);
+    }
+  }
+}
+
 // Scores of kQ rows with the keys before n_keys, and perhaps a few behind.
 template <int kQ>
-HWY_INLINE void ScoreRowsInWords(const std::byte* q, int64_t row_bytes, const float* factors,
+HWY_INLINE void ScoreRowsInWords(const int16_t* q, int64_t row_words, const float* factors,
                                  const WordTiles& tiles, int64_t n_keys, float* p) {
   const DF df;
   for (int64_t t = 0; t < n_keys; t += kWide * kLanes) {
     VI sum[kQ][kWide];
-    EXO_UNROLL
-    for (int i = 0; i < kQ; ++i) {
-      EXO_UNROLL
-      for (int j = 0; j < kWide; ++j) sum[i][j] = hn::Zero(DI());
-    }
-    const int16_t* keys = tiles.keys + 2 * t;
-    for (int64_t d = 0; d < tiles.dim; d += 2, keys += 2 * kPage) {
-      VW k[kWide];
-      EXO_UNROLL
-      for (int j = 0; j < kWide; ++j) k[j] = hn::Load(DW(), keys + j * kWords);
-      EXO_UNROLL
-      for (int i = 0; i < kQ; ++i) {
-        const VW pair = BroadcastPair(q + i * row_bytes + 2 * d);
-        EXO_UNROLL
-        for (int j = 0; j < kWide; ++j) sum[i][j] = AddProducts(sum[i][j], k[j], pair);
-      }
-    }
+    MultiplyPairs(q, row_words, tiles.keys + 2 * t, 2 * kPage, tiles.dim / 2, sum);
     EXO_UNROLL
     for (int j = 0; j < kWide; ++j) {
       const VF scale = hn::Load(df, tiles.k_scales + t + j * kLanes);
@@ -412,22 +418,7 @@ HWY_INLINE void AddRowsBlock(const int16_t* weights, const float* units, const f
                              const int16_t* values, int64_t value, int64_t n_pairs, float* sums) {
   const DF df;
   VI sum[kQ][kVecs];
-  EXO_UNROLL
-  for (int i = 0; i < kQ; ++i) {
-    EXO_UNROLL
-    for (int j = 0; j < kVecs; ++j) sum[i][j] = hn::Zero(DI());
-  }
-  for (int64_t t = 0; t < n_pairs; ++t, values += 2 * value) {
-    VW v[kVecs];
-    EXO_UNROLL
-    for (int j = 0; j < kVecs; ++j) v[j] = hn::LoadU(DW(), values + j * kWords);
-    EXO_UNROLL
-    for (int i = 0; i < kQ; ++i) {
-      const VW weight = BroadcastPair(weights + i * kPage + 2 * t);
-      EXO_UNROLL
-      for (int j = 0; j < kVecs; ++j) sum[i][j] = AddProducts(sum[i][j], v[j], weight);
-    }
-  }
+  MultiplyPairs(weights, kPage, values, 2 * value, n_pairs, sum);
   EXO_UNROLL
   for (int i = 0; i < kQ; ++i) {
     EXO_UNROLL
@@ -446,8 +437,9 @@ HWY_INLINE void RowsOfWords(const ExpandedRows& r, int64_t first, const WordTile
   float factors[kQ], units[kQ], keep[kQ];
   for (int i = 0; i < kQ; ++i) factors[i] = r.q_scales[first + i] * r.scale;
   const auto n_keys = [&](int64_t i) { return std::min<int64_t>(kPage, r.n_keys + first + i); };
-  const int64_t most_keys = n_keys(kQ - 1), row_bytes = query_row_bytes(r.qk);
-  ScoreRowsInWords<kQ>(r.q + first * row_bytes, row_bytes, factors, tiles, most_keys, p);
+  const int64_t most_keys = n_keys(kQ - 1), row_words = query_row_bytes(r.qk) / 2;
+  ScoreRowsInWords<kQ>(reinterpret_cast<const int16_t*>(r.q) + first * row_words, row_words,
+                       factors, tiles, most_keys, p);
   for (int i = 0; i < kQ; ++i) {
     keep[i] = SoftmaxPage(p + i * kPage, n_keys(i), r.softmax[first + i]);
     units[i] = RowWeightsToWords(p + i * kPage, tiles.v_scales, weights + i * kPage);
