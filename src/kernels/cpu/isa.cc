@@ -91,7 +91,17 @@ std::vector<Feature> find_features() {
   };
 }
 
+// AMD's processors up to Zen 4 read slower the farther ahead they are asked.
+bool reads_best_asked_late() {
+  const Cpuid vendor = cpuid(0, 0), version = cpuid(1, 0);
+  const bool amd = vendor.b == 0x68747541 && vendor.d == 0x69746E65 && vendor.c == 0x444D4163;
+  const uint32_t family = (version.a >> 8 & 15) + (version.a >> 20 & 255);  // Zen 5: 1Ah
+  return amd && family < 0x1A;
+}
+
 #else
+
+bool reads_best_asked_late() { return false; }
 
 // Advanced SIMD is part of AArch64.
 std::vector<Feature> find_features() { return {{"neon", true}}; }
@@ -195,6 +205,11 @@ std::string describe_features() {
     if (f.present) s += fmt::format("{}{}", s.empty() ? "" : " ", f.name);
   }
   return s;
+}
+
+int64_t read_ahead_bytes() {
+  static const int64_t kBytes = reads_best_asked_late() ? 512 : 2048;
+  return kBytes;
 }
 
 }  // namespace exo::kernels::cpu

@@ -1,6 +1,7 @@
 /// The instruction sets that this room has bodies for, and which of them this machine runs.
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
@@ -33,6 +34,10 @@ std::span<const Isa> supported_isas();
 /// The features this code looks for and found, for `exo bench`: "avx2 fma f16c avx512f avx512_vnni
 /// amx_int8 ...".
 std::string describe_features();
+
+/// How many bytes before its use a line of streamed weights is best asked for: a property of the
+/// processor, found by measuring (docs/performance.md).
+int64_t read_ahead_bytes();
 
 /// The operations' bodies on one instruction set. Precondition: isa is in supported_isas().
 const ops::OpTable& table(Isa isa);

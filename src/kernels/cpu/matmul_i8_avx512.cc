@@ -15,13 +15,13 @@
 namespace exo::kernels::cpu {
 namespace {
 
-// Weights are streamed from memory while few rows are computed. A line is asked for this many bytes
+// Weights are streamed from memory while few rows are computed. A line is asked for some time
 // before its use: the hardware's own streamer stops at each 4 KiB page.
-constexpr int64_t kPrefetch = 2048;
-
 struct AskAhead {
+  int64_t n_bytes = read_ahead_bytes();
+
   inline void line(const uint8_t* at, int) const {
-    _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetch), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(at + n_bytes), _MM_HINT_T0);
   }
 };
 
@@ -32,7 +32,7 @@ struct AskNext {
 
   inline void line(const uint8_t*, int panel) {
     if (panel != 0 || at >= end) return;
-    _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
     at += kLine;
   }
 };
@@ -48,7 +48,8 @@ inline __m512i broadcast4(const uint8_t* p) {
 // several streams at once find more of the memory's bandwidth than one.
 template <int R, int P>
 inline void int8_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_t stride,
-                        int64_t n_tiles, const int32_t* correction, __m512i (*sums)[R]) {
+                        int64_t n_tiles, const int32_t* correction, const AskAhead& ask,
+                        __m512i (*sums)[R]) {
   // Few sums need several chains of additions to hide their latency.
   constexpr int kChains = R * P == 1 ? 4 : R * P <= 3 ? 2 : 1;
   const __m512i flip = _mm512_set1_epi8(-128);
@@ -64,7 +65,7 @@ inline void int8_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
         const uint8_t* at = w + p * stride + line * kLine;
-        _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetch), _MM_HINT_T0);
+        ask.line(at, p);
         const __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(at), flip);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
@@ -169,8 +170,7 @@ inline void zero_sums(__m512i (*sums)[R]) {
 template <int R, int P>
 inline void int4_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_t stride,
                         int64_t n_tiles, const int32_t* offsets, int64_t n_groups,
-                        __m512i (*sums)[R]) {
-  AskAhead ask;
+                        const AskAhead& ask, __m512i (*sums)[R]) {
   zero_sums<R, P>(sums);
   int4_tiles<R, P>(x, step, w, stride, n_tiles, offsets, n_groups, ask, sums);
 }
@@ -231,6 +231,7 @@ void few_rows_in_streams(const MatmulTask& task) {
   const int64_t n_tiles = ceil_of(w.n_in, kInt4 ? 128 : 64);
   const int64_t stride = n_tiles * (kInt4 ? kInt4Tile : kTile);
   const int64_t half = stream_panels(task.n_panels);
+  const AskAhead ask;
   const int32_t* offsets = nullptr;
   int32_t correction[R];
   if constexpr (kInt4) {
@@ -244,9 +245,9 @@ void few_rows_in_streams(const MatmulTask& task) {
     const uint8_t* from = tiles_of(w) + first * stride;
     if constexpr (kInt4) {
       int4_panels<R, P>(tile.data, tile.step, from, half * stride, n_tiles, offsets, n_tiles * 4,
-                        sums);
+                        ask, sums);
     } else {
-      int8_panels<R, P>(tile.data, tile.step, from, half * stride, n_tiles, correction, sums);
+      int8_panels<R, P>(tile.data, tile.step, from, half * stride, n_tiles, correction, ask, sums);
     }
     write_sums<R, P>(task, first, half, sums);
   };
@@ -254,7 +255,7 @@ void few_rows_in_streams(const MatmulTask& task) {
   int64_t panel = task.panel_begin;
   if (task.n_panels >= 2) {
     for (; panel < task.panel_begin + half; ++panel) {
-      if (panel + 1 == task.panel_begin + half) prefetch_streams(task.next, stride, kPrefetch);
+      if (panel + 1 == task.panel_begin + half) prefetch_streams(task.next, stride, ask.n_bytes);
       run(panel, std::integral_constant<int, 2>());
     }
     panel += half;
