@@ -15,7 +15,7 @@ Status linear(Isa isa, const ops::LinearArgs& args, ops::OpContext& ctx) {
     return ops::scratch_exhausted("linear", ops::linear_scratch_bytes(n_threads), *ctx.arena);
   const Matmul kernel = find_matmul(isa, args.x.dtype, args.w->format);
   const Blocks rows = row_blocks(args.x.n_rows);
-  const Rounds panels = panel_tasks(*args.w, args.x.n_rows, rows.count, n_threads);
+  const Rounds panels = panel_tasks(*args.w, args.x.n_rows, n_threads);
   const int64_t n_tasks = rows.count * panels.count();
   const auto panels_of = [&](int64_t task) {
     if (task >= n_tasks) return Panels();

@@ -277,10 +277,11 @@ class BlockPass {
   int32_t starts_[kPassRows] = {};
 };
 
-/// The whole task, in passes of nearly equal size.
-template <class Format>
+/// The whole task, in passes of nearly equal size, kMost rows at most.
+template <class Format, int64_t kMost = kPassRows>
 inline void many_rows(const MatmulTask& task) {
-  const int64_t n_passes = ceil_of(task.n_rows, kPassRows);
+  static_assert(kMost <= kPassRows);
+  const int64_t n_passes = ceil_of(task.n_rows, kMost);
   const int64_t rows = ceil_of(ceil_of(task.n_rows, n_passes), 16) * 16;
   const Panels again = {task.w, task.panel_begin, task.n_panels};
   for (int64_t r = 0; r < task.n_rows; r += rows)

@@ -226,6 +226,10 @@ struct Int8 : Integers {
   }
 };
 
+// Rows that a core's second-level cache holds for one panel after another, whose products need a
+// row's byte for 16 outputs: 512 rows of 2,048 columns take an eighth longer.
+constexpr int64_t kPassRowsInCache = 256;
+
 // A K tile is unpacked to 16 lines of q in bytes and the multiplier words of its two groups.
 struct Int4 : Integers {
   static constexpr int64_t kSourceCols = 128, kSourceBytes = kInt4Tile, kTilesPerSource = 2;
@@ -279,7 +283,7 @@ void matmul_i8_int8_avx2(const MatmulTask& task) {
 }
 void matmul_i8_int4_avx2(const MatmulTask& task) {
   if (task.n_rows < kManyRows) return few_rows<true>(task);
-  many_rows<Int4>(task);
+  many_rows<Int4, kPassRowsInCache>(task);
 }
 
 }  // namespace exo::kernels::cpu

@@ -69,16 +69,16 @@ class Rounds {
   int64_t count_ = 0;
 };
 
-/// A matrix's panels in tasks: of few rows by bytes, of many 32 panels; an even number (gate and
-/// up, and tile kernels, go by pairs); fewer where threads would be idle.
-inline Rounds panel_tasks(const PackedMatrix& w, int64_t n_rows, int64_t n_row_blocks,
-                          int n_threads) {
+/// Panels of the largest task of many rows.
+inline constexpr int64_t kMostTaskPanels = 32;
+
+/// A matrix's panels in tasks that shrink, an even number each (gate and up, and tile kernels, go
+/// by pairs): the last of few rows are kTaskWeightBytes, of many two panels.
+inline Rounds panel_tasks(const PackedMatrix& w, int64_t n_rows, int n_threads) {
   const int64_t n = w.n_panels();
-  if (n_rows <= kFewRows)
-    return Rounds(n, std::min(ceil_div(kTaskWeightBytes, w.panel_bytes()), n / (4 * n_threads)), n,
-                  n_threads);
-  const int64_t fair = std::clamp<int64_t>(n * n_row_blocks / (4 * n_threads), 1, 32);
-  return Rounds(n, align_up(fair, 2), align_up(fair, 2), n_threads);
+  if (n_rows > kFewRows) return Rounds(n, 2, kMostTaskPanels, n_threads);
+  return Rounds(n, std::min(ceil_div(kTaskWeightBytes, w.panel_bytes()), n / (4 * n_threads)), n,
+                n_threads);
 }
 
 /// Calls f(row, thread) for every row, several rows a task: a task moves about 64 KiB, and less

@@ -48,11 +48,13 @@ TEST(Rounds, TasksAreLargeAtFirstAndAsSmallAsAllowedAtLast) {
 
 TEST(Rounds, PanelsOfFewRowsByBytesOfManyByCount) {
   const PackedMatrix w{.format = WeightFormat::int4, .n_out = 2048, .n_in = 2048};  // 128 panels
-  for (const Rounds::Task& t : tasks_of(panel_tasks(w, 1, 1, 2)))
+  for (const Rounds::Task& t : tasks_of(panel_tasks(w, 1, 2)))
     EXPECT_GE(t.size * w.panel_bytes(), kTaskWeightBytes);
   // Every thread finds work where there is enough of it.
-  EXPECT_GE(panel_tasks(w, 1, 1, 32).count(), 32);
-  for (const Rounds::Task& t : tasks_of(panel_tasks(w, 512, 1, 1))) EXPECT_EQ(t.size, 32);
+  EXPECT_GE(panel_tasks(w, 1, 32).count(), 32);
+  const auto many = tasks_of(panel_tasks(w, 512, 2));
+  EXPECT_EQ(many.front().size, 32);
+  EXPECT_EQ(many.back().size, 2);
 }
 
 }  // namespace
