@@ -31,8 +31,7 @@ test: build ## every test there is: the release build's, lint, asan, tsan, fuzz
 	ctest --preset all
 
 lint: ## clang-format and clang-tidy, changing nothing
-	$(DEPS) build test lint
-	$(call configure,release)
+	$(DEPS) build lint
 	scripts/lint.sh format
 	scripts/lint.sh tidy
 
