@@ -39,12 +39,17 @@ elseif(EXO_SANITIZE STREQUAL "thread")
   target_link_options(exo_flags INTERFACE -fsanitize=thread)
 endif()
 
-# Sanitized builds compile several files of a room as one (CMakePresets.json): the headers are most of the work. GCC
-# takes the joined files for headers, where a type of an anonymous namespace would be a mistake, and one of them hides
-# names of another without harm.
+# A room's tests everywhere, and all of its sources where they are sanitized (CMakePresets.json), are compiled several
+# files as one: the headers are most of the work. GCC takes the joined files for headers, where a type of an anonymous
+# namespace would be a mistake, and one of them hides names of another without harm.
+set(unity_flags -Wno-shadow $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
 if(CMAKE_UNITY_BUILD)
-  target_compile_options(exo_flags INTERFACE -Wno-shadow $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
+  target_compile_options(exo_flags INTERFACE ${unity_flags})
 endif()
+
+# What a room's tests are compiled with beside that. What they test is as it ships; they themselves needn't be fast.
+add_library(exo_test_flags INTERFACE)
+target_compile_options(exo_test_flags INTERFACE ${unity_flags} $<$<CONFIG:Release>:-O1>)
 
 if(EXO_BUILD_FUZZERS)
   target_compile_options(exo_flags INTERFACE -fsanitize=fuzzer-no-link)  # coverage of the rooms, not of the target alone
@@ -88,8 +93,9 @@ function(exo_room name)
 
   if(EXO_BUILD_TESTS AND tests)
     add_executable(${target}_test ${tests})
-    target_link_libraries(${target}_test PRIVATE exo_${target} exo_flags GTest::gtest GTest::gmock GTest::gtest_main)
-    set_target_properties(${target}_test PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/test)
+    target_link_libraries(${target}_test PRIVATE exo_${target} exo_flags exo_test_flags GTest::gtest GTest::gmock
+                                                 GTest::gtest_main)
+    set_target_properties(${target}_test PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/test UNITY_BUILD ON)
     add_test(NAME ${target} COMMAND ${target}_test WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
     set_tests_properties(${target} PROPERTIES ENVIRONMENT "${EXO_TEST_ENVIRONMENT}" TIMEOUT 1200)
   endif()
