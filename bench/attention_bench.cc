@@ -1,11 +1,12 @@
-// Both forms of attention at DeepSeek-V2-Lite's width: 16 heads, latent 512 + 64. Generated tokens
-// find their layer's cache in memory, not in the processor's caches: layers take turns.
+// Both forms of attention at DeepSeek-V2-Lite's width (16 heads, latent 512 + 64), the absorbed one
+// with V3's 128 heads too. Generated tokens find their layer's cache in memory, not in the
+// processor's caches: layers take turns.
 #include "bench_support.h"
 
 namespace exo::bench {
 namespace {
 
-constexpr int64_t kHeads = 16, kNope = 128, kRope = 64, kRank = 512, kValue = 128;
+constexpr int64_t kHeads = 16, kV3Heads = 128, kNope = 128, kRope = 64, kRank = 512, kValue = 128;
 
 struct Cache {
   ops::LatentPages pages;
@@ -29,7 +30,8 @@ struct Cache {
 };
 
 // One generated token after range(0).
-void run_absorbed_in(::benchmark::State& state, kernels::cpu::Isa isa, DType stored) {
+void run_absorbed_in(::benchmark::State& state, kernels::cpu::Isa isa, DType stored,
+                     int64_t n_heads) {
   const int64_t n_past = state.range(0);
   Context c(isa);
   constexpr int64_t kAllBytes = 192 << 20;
@@ -37,33 +39,36 @@ void run_absorbed_in(::benchmark::State& state, kernels::cpu::Isa isa, DType sto
   do {
     layers.emplace_back(stored, n_past + 1);
   } while (static_cast<int64_t>(layers.size()) * layers[0].memory.size_bytes() < kAllBytes);
-  const auto q = some_floats(kHeads * (kRank + kRope));
-  std::vector<float> out(static_cast<size_t>(kHeads * kRank));
+  const auto q = some_floats(n_heads * (kRank + kRope));
+  std::vector<float> out(static_cast<size_t>(n_heads * kRank));
   size_t next = 0;
   for (auto _ : state) {
     const Cache& cache = layers[next++ % layers.size()];
     const ops::SequenceRows s[] = {cache.rows(n_past, 1, ops::AttentionForm::absorbed)};
     const Status status =
-        ops::mla_absorbed({.q_latent = make_view(q.data(), {1, kHeads, kRank}),
-                           .q_rope = make_view(q.data() + kHeads * kRank, {1, kHeads, kRope}),
+        ops::mla_absorbed({.q_latent = make_view(q.data(), {1, n_heads, kRank}),
+                           .q_rope = make_view(q.data() + n_heads * kRank, {1, n_heads, kRope}),
                            .sequences = s,
                            .pages = cache.pages,
                            .softmax_scale = 0.01f,
-                           .out = make_view(out.data(), {1, kHeads, kRank})},
+                           .out = make_view(out.data(), {1, n_heads, kRank})},
                           c.ctx);
     if (!status.ok()) return state.SkipWithError("mla_absorbed");
   }
   const auto n = static_cast<double>(n_past + 1);
   report(state, n * static_cast<double>(layers[0].pages.token_bytes()),
-         2.0 * kHeads * (2 * kRank + kRope) * n);
+         2.0 * n_heads * (2 * kRank + kRope) * n);
 }
 
 void run_absorbed(::benchmark::State& state, kernels::cpu::Isa isa, const Pair& p) {
-  run_absorbed_in(state, isa, p.activation == DType::f32 ? DType::f32 : DType::bf16);
+  run_absorbed_in(state, isa, p.activation == DType::f32 ? DType::f32 : DType::bf16, kHeads);
+}
+void run_absorbed_v3(::benchmark::State& state, kernels::cpu::Isa isa, const Pair& p) {
+  run_absorbed_in(state, isa, p.activation == DType::f32 ? DType::f32 : DType::bf16, kV3Heads);
 }
 // The cache's 8-bit formats, one for each pair that activations have anyway.
 void run_absorbed_codes(::benchmark::State& state, kernels::cpu::Isa isa, const Pair& p) {
-  run_absorbed_in(state, isa, p.activation == DType::i8 ? DType::i8 : DType::f8_e4m3);
+  run_absorbed_in(state, isa, p.activation == DType::i8 ? DType::i8 : DType::f8_e4m3, kHeads);
 }
 
 // A prompt of range(0) tokens from its beginning.
@@ -104,6 +109,7 @@ void run_expanded(::benchmark::State& state, kernels::cpu::Isa isa, const Pair& 
 }
 
 const int kRegistered = (register_all("absorbed", {1023, 16383}, run_absorbed),
+                         register_all("absorbed_v3", {1023, 16383}, run_absorbed_v3),
                          register_all("absorbed_8bit", {1023, 16383}, run_absorbed_codes),
                          register_all("expanded", {512, 2048}, run_expanded), 0);
 

@@ -7,7 +7,7 @@
 #include <fstream>
 
 #include "count_allocations.h"
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/testing/isas.h"
 #include "model/testing/golden_checks.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -37,7 +37,7 @@ struct Case {
 // Every instruction set of the machine but the scalar one, whose tests lie in src/model.
 std::vector<Case> cases(const std::vector<std::string>& goldens) {
   std::vector<Case> out;
-  for (const Isa isa : kernels::cpu::supported_isas()) {
+  for (const Isa isa : kernels::cpu::isas_to_test()) {
     if (isa == Isa::reference) continue;
     for (const std::string& golden : goldens) out.push_back({isa, golden});
   }
@@ -138,7 +138,7 @@ TEST_P(PerIsa, AForwardAllocatesNothing) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, PerIsa, ::testing::ValuesIn(kernels::cpu::supported_isas()),
+INSTANTIATE_TEST_SUITE_P(Isas, PerIsa, ::testing::ValuesIn(kernels::cpu::isas_to_test()),
                          [](const auto& isa) {
                            return std::string(kernels::cpu::to_string(isa.param));
                          });

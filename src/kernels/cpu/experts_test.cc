@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/testing/isas.h"
 #include "ops/testing/packed.h"
 
 namespace exo::kernels::cpu {
@@ -120,7 +120,7 @@ TEST_P(Experts, EqualReferenceWhateverTheBatchAndThreads) {
       SCOPED_TRACE("hidden " + std::to_string(s.hidden) + " tokens " + std::to_string(n));
       const Tokens tokens(s, n);
       const auto expected = run(ops::reference_table(), layer, tokens, activation, 1, 0, n);
-      for (Isa isa : supported_isas()) {
+      for (Isa isa : isas_to_test()) {
         SCOPED_TRACE(to_string(isa));
         const auto one = run(table(isa), layer, tokens, activation, 1, 0, n);
         EXPECT_LT(relative_error(one, expected), tolerance);
@@ -143,7 +143,7 @@ TEST_P(Experts, OneBadTokenStaysAlone) {
   const Layer layer(format, s);
   Tokens tokens(s, 20);
   tokens.x[static_cast<size_t>(7 * s.hidden + 3)] = std::nanf("");
-  for (Isa isa : supported_isas()) {
+  for (Isa isa : isas_to_test()) {
     SCOPED_TRACE(to_string(isa));
     const auto out = run(table(isa), layer, tokens, activation, 2, 0, 20);
     for (int64_t i = 0; i < 20; ++i) {

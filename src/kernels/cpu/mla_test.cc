@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "kernels/cpu/isa.h"
+#include "kernels/cpu/testing/isas.h"
 #include "ops/testing/packed.h"
 
 namespace exo::kernels::cpu {
@@ -90,7 +90,7 @@ class Mla : public ::testing::TestWithParam<DType> {};
 
 TEST_P(Mla, AbsorbedEqualsReferenceForAnyThreads) {
   for (const Dims& d : {Dims{3, 8, 10, 40, 8}, Dims{16, 8, 64, 512, 8}, Dims{21, 8, 16, 64, 8},
-                        Dims{5, 8, 32, 192, 8}}) {
+                        Dims{5, 8, 32, 192, 8}, Dims{40, 8, 32, 64, 8}}) {
     // 1,100 tokens are 18 pages: 3 ranges.
     const int64_t n0 = 1100, n1 = 65;
     const Cache c(d, GetParam(), n0, n1);
@@ -101,7 +101,7 @@ TEST_P(Mla, AbsorbedEqualsReferenceForAnyThreads) {
     const auto q_latent = random_floats(4 * d.heads * d.rank, 30);
     const auto q_rope = random_floats(4 * d.heads * d.rope, 31);
     const auto expected = absorbed(ops::reference_table(), c, s, q_latent, q_rope, 4, 1);
-    for (Isa isa : supported_isas()) {
+    for (Isa isa : isas_to_test()) {
       SCOPED_TRACE(std::string(to_string(isa)) + " heads " + std::to_string(d.heads));
       const auto one = absorbed(table(isa), c, s, q_latent, q_rope, 4, 1);
       // In bf16 products, or (x86 without them) in those of 16-bit integers, which are rounded 2^-8
@@ -152,7 +152,7 @@ TEST_P(Mla, AbsorbedKeepsTheRangeOfF32) {
       q_rope[static_cast<size_t>(d.rope + i)] =
           rope[static_cast<size_t>(7 * d.rope + i)] / size / size;
     const auto expected = absorbed(ops::reference_table(), c, s, q_latent, q_rope, 1, 1);
-    for (Isa isa : supported_isas()) {
+    for (Isa isa : isas_to_test()) {
       // bf16 units take denormals as zero, which products of the tiniest are.
       if (has_bf16(isa)) continue;
       SCOPED_TRACE(std::string(to_string(isa)) + " size " + std::to_string(size));
@@ -166,7 +166,7 @@ TEST_P(Mla, AbsorbedKeepsTheRangeOfF32) {
     } else {
       *reinterpret_cast<float*>(c.pages.entry(c.order[0][1], 5)) = std::nanf("");
     }
-    for (Isa isa : supported_isas()) {
+    for (Isa isa : isas_to_test()) {
       if (has_bf16(isa)) continue;
       for (float v : absorbed(table(isa), c, s, q_latent, q_rope, 1, 1)) ASSERT_TRUE(std::isnan(v));
     }
@@ -225,7 +225,7 @@ TEST_P(Mla, ExpandedEqualsReferenceWhateverTheChunksAndThreads) {
           std::pair(WeightFormat::bf16, DType::bf16), std::pair(WeightFormat::int8, DType::i8)}) {
       const Expanded e(c, format, activation, n);
       const auto expected = e.run(ops::reference_table(), 0, n, 1);
-      for (Isa isa : supported_isas()) {
+      for (Isa isa : isas_to_test()) {
         SCOPED_TRACE(std::string(to_string(isa)) + " " + std::string(to_string(activation)));
         const auto whole = e.run(table(isa), 0, n, 1);
         // Unless everything is f32, attention is in bf16 products or, on x86 without them, in those
@@ -262,7 +262,7 @@ TEST_P(Mla, AFutureNotANumberIsNotSeen) {
   const Expanded exact(c, WeightFormat::f32, DType::f32, n);
   const Expanded rounded(c, WeightFormat::int8, DType::i8, n);
   std::vector<std::vector<float>> clean, clean_rounded;
-  for (Isa isa : supported_isas()) {
+  for (Isa isa : isas_to_test()) {
     clean.push_back(exact.run(table(isa), 0, n, 1));
     clean_rounded.push_back(rounded.run(table(isa), 0, n, 1));
   }
@@ -275,7 +275,7 @@ TEST_P(Mla, AFutureNotANumberIsNotSeen) {
     *reinterpret_cast<float*>(entry) = std::nanf("");
   }
   size_t i = 0;
-  for (Isa isa : supported_isas()) {
+  for (Isa isa : isas_to_test()) {
     SCOPED_TRACE(to_string(isa));
     const auto out = exact.run(table(isa), 0, n, 1), out_rounded = rounded.run(table(isa), 0, n, 1);
     const auto before = static_cast<size_t>(84 * d.heads * d.value);
@@ -323,7 +323,7 @@ TEST(HeadLinear, EqualsReferenceForAnyThreadsAndRows) {
         return out;
       };
       const auto expected = run(ops::reference_table(), 1);
-      for (Isa isa : supported_isas()) {
+      for (Isa isa : isas_to_test()) {
         SCOPED_TRACE(to_string(isa));
         const auto one = run(table(isa), 1);
         if (activation == DType::i8) {
