@@ -227,7 +227,7 @@ struct Int8 : Integers {
 };
 
 // Rows that a core's second-level cache holds for one panel after another, whose products need a
-// row's byte for 16 outputs: 512 rows of 2,048 columns take an eighth longer.
+// row's byte for 16 outputs: 512 rows of 2,048 columns at once take a tenth longer.
 constexpr int64_t kPassRowsInCache = 256;
 
 // A K tile is unpacked to 16 lines of q in bytes and the multiplier words of its two groups.
