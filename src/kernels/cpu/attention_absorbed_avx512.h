@@ -11,6 +11,7 @@
 #include <immintrin.h>
 
 #include "kernels/cpu/attention_parts_avx512.h"
+#include "kernels/cpu/bf16_pairs_avx512.h"
 
 namespace exo::kernels::cpu {
 namespace {  // NOLINT: internal linkage on purpose
@@ -36,23 +37,6 @@ struct AbsorbedPage {
   const std::byte* keys;  // rows of bf16: the cache's own, or the scratch's
   int64_t key_bytes;      // from one to the next
   int64_t n_keys;
-};
-
-// The next page's lines, asked for one by one while this one is computed.
-struct NextPage {
-  const std::byte *at, *end;
-  void ask() {
-    if (at >= end) return;
-    _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
-    at += 64;
-  }
-};
-
-// The sums and the running softmax of 16 heads.
-struct AbsorbedState {
-  float* sum;      // [16, stride]
-  float* softmax;  // [16] pairs: largest, sum
-  int64_t stride;
 };
 
 // 32 codes to f32.
@@ -124,28 +108,16 @@ inline void prepare_pair(const AbsorbedPages& task, const AbsorbedPage& p, int64
 template <bool kTiles>
 inline __m512 absorbed_softmax(float* state, float softmax_scale, int64_t n_keys,
                                const AbsorbedScratch& s) {
-  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-  const __m512 state0 = _mm512_loadu_ps(state), state1 = _mm512_loadu_ps(state + 16);
-  const __m512 before = _mm512_permutex2var_ps(state0, even, state1);
-  __m512 sum = _mm512_permutex2var_ps(state0, odd, state1);
-  const __m512 scale = _mm512_set1_ps(softmax_scale);
-  __m512 largest = before;
-  for (int64_t i = 0; i < n_keys; ++i) {
-    const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(s.scores + 16 * i), scale);
-    _mm512_storeu_ps(s.scores + 16 * i, score);
-    largest = _mm512_max_ps(score, largest);
-  }
-  const __m512 keep = exp16(_mm512_sub_ps(before, largest));
-  sum = _mm512_mul_ps(sum, keep);
+  HeadsSoftmax softmax = load_softmax(state);
+  const __m512 keep = add_scores(s.scores, softmax_scale, n_keys, softmax);
   alignas(64) std::byte of_tiles[2 * kTileBytes];
   std::byte* pairs = kTiles ? of_tiles : s.weights;
   for (int64_t i = 0; i < 64; i += 2) {
     __m512 w[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
     for (int64_t j = 0; j < 2; ++j) {
       if (i + j >= n_keys) break;
-      w[j] = exp16(_mm512_sub_ps(_mm512_loadu_ps(s.scores + 16 * (i + j)), largest));
-      sum = _mm512_add_ps(sum, w[j]);
+      w[j] = exp16(_mm512_sub_ps(_mm512_loadu_ps(s.scores + 16 * (i + j)), softmax.largest));
+      softmax.sum = _mm512_add_ps(softmax.sum, w[j]);
     }
     _mm512_store_si512(pairs + i / 2 * 64, bf16_pairs(w[0], w[1]));
   }
@@ -153,10 +125,7 @@ inline __m512 absorbed_softmax(float* state, float softmax_scale, int64_t n_keys
     transpose_words(pairs, 64, s.weights, 64);
     transpose_words(pairs + kTileBytes, 64, s.weights + kTileBytes, 64);
   }
-  const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-  _mm512_storeu_ps(state, _mm512_permutex2var_ps(largest, low, sum));
-  _mm512_storeu_ps(state + 16, _mm512_permutex2var_ps(largest, high, sum));
+  store_softmax(softmax, state);
   return keep;
 }
 
@@ -173,9 +142,10 @@ inline void absorbed_rescale(const AbsorbedState& state, int64_t rank, __m512 ke
   }
 }
 
-inline void absorbed_query(const float* q, int64_t q_stride, int64_t entry, std::byte* tiles) {
+// Columns [0, n) of 16 heads, n a multiple of 32, to tiles.
+inline void query_tiles(const float* q, int64_t q_stride, int64_t n, std::byte* tiles) {
   alignas(64) std::byte rows[kTileBytes];
-  for (int64_t j = 0; j < entry / 32; ++j) {
+  for (int64_t j = 0; j < n / 32; ++j) {
     for (int64_t h = 0; h < 16; ++h) {
       const float* from = q + h * q_stride + 32 * j;
       _mm512_store_si512(rows + h * 64,
@@ -183,6 +153,11 @@ inline void absorbed_query(const float* q, int64_t q_stride, int64_t entry, std:
     }
     transpose_words(rows, 64, tiles + j * kTileBytes, 64);
   }
+}
+
+inline void absorbed_query(const float* q, int64_t q_stride, int64_t entry, int64_t,
+                           std::byte* to) {
+  query_tiles(q, q_stride, entry, to);
 }
 
 // On AMX reading a page and computing with it are apart on purpose. Bringing it into tiles reads in
@@ -204,17 +179,12 @@ void absorbed_pages_of(const AbsorbedPages& task) {
                             .keys = kCodes ? s.rows : from,
                             .key_bytes = kCodes ? entry * 2 : task.entry_bytes,
                             .n_keys = i + 1 < task.n_pages ? kPageKeys : task.n_last_keys};
-    NextPage next{};
-    if (i + 1 < task.n_pages) {
-      next.at = task.data + task.numbers[i + 1] * task.page_bytes;
-      next.end = next.at + task.page_bytes;
-    }
+    NextPage next = page_at(task, i + 1);
     if constexpr (Products::kTiles || kCodes)
       for (int64_t pair = 0; pair < 32; ++pair)
         prepare_pair<kStored, Products::kTiles>(task, page, pair, s);
     for (int64_t block = 0; block < task.n_blocks; ++block) {
-      auto* sum = reinterpret_cast<float*>(task.states + block * task.state_bytes);
-      const AbsorbedState state{sum, sum + 16 * task.sum_stride, task.sum_stride};
+      const AbsorbedState state(task, block);
       Products::scores(page.keys, page.key_bytes, entry, task.queries + block * task.query_bytes,
                        next, s.scores);
       absorbed_rescale(

@@ -160,12 +160,14 @@ struct ExpandedTileProducts {
 
 }  // namespace
 
-TileAttention attention_amx() {
-  return {.absorbed_query = absorbed_query,
-          .absorbed_pages = absorbed_pages<AbsorbedTiles>,
-          .expanded = {.queries = expanded_queries,
-                       .page = expanded_page,
-                       .rows = expanded_rows<ExpandedTileProducts>}};
+AbsorbedAttention absorbed_tiles_amx() {
+  return {.query = absorbed_query, .pages = absorbed_pages<AbsorbedTiles>, .n_interleaved = 2};
+}
+
+ExpandedAttention expanded_tiles_amx() {
+  return {.queries = expanded_queries,
+          .page = expanded_page,
+          .rows = expanded_rows<ExpandedTileProducts>};
 }
 
 }  // namespace exo::kernels::cpu

@@ -1,21 +1,13 @@
 /// The tile products of both attentions with vectors of bf16 pairs (AVX512-BF16), for processors
-/// without AMX: 16 sums in registers, 4 rows by 4 vectors where the right operand is wide enough.
+/// without AMX, and what of an int8 cache is in bf16: 16 sums in registers, 4 rows by 4 vectors
+/// where the right operand is wide enough.
 #if defined(__x86_64__)
 #include "kernels/cpu/attention_absorbed_avx512.h"
+#include "kernels/cpu/attention_bytes_avx512.h"
 #include "kernels/cpu/attention_expanded_avx512.h"
 
 namespace exo::kernels::cpu {
 namespace {
-
-inline __m512bh line_at(const std::byte* p) {
-  return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
-}
-// Two bf16 values of a row in every lane.
-inline __m512bh pair_at(const std::byte* p) {
-  int32_t v;
-  __builtin_memcpy(&v, p, 4);
-  return reinterpret_cast<__m512bh>(_mm512_set1_epi32(v));
-}
 
 // sums[r][j] += the pairs of 4 rows (row_bytes apart) with one tile of 16 lines and the three
 // tiles_apart behind it (kVectors of them).
@@ -27,7 +19,7 @@ inline __attribute__((always_inline)) void add_tile(const std::byte* rows, int64
   for (int line = 0; line < 16; ++line) {
     __m512bh right[kVectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) right[j] = line_at(tile + j * tiles_apart + line * 64);
+    for (int j = 0; j < kVectors; ++j) right[j] = pairs_at(tile + j * tiles_apart + line * 64);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
       const __m512bh left = pair_at(rows + r * row_bytes + line * 4);
@@ -56,34 +48,36 @@ inline void add_to_sums(const std::byte* weights, int64_t row_bytes, int64_t wei
   }
 }
 
+// A pair of columns of 16 heads with one of a key.
+struct DotPairs {
+  using Sum = __m512;
+  static constexpr int64_t kLineBytes = 64;
+  static __m512bh line_at(const std::byte* p) { return pairs_at(p); }
+  static __m512 add(__m512 sum, __m512bh line, const std::byte* key) {
+    return _mm512_dpbf16_ps(sum, line, pair_at(key));
+  }
+};
+
+// Rotated columns of an int8 cache, which keeps them in bf16.
+struct RopePairs {
+  using Dot = DotPairs;
+  static void query(const float* q, int64_t q_stride, int64_t rope, std::byte* out) {
+    query_tiles(q, q_stride, rope, out);
+  }
+};
+
 struct AbsorbedVectors {
   static constexpr bool kTiles = false;
   static void begin() {}
   static void end() {}
 
-  // A vector is 16 heads; 16 keys at a time, whose rows are reached from every fourth.
   static void scores(const std::byte* keys, int64_t key_bytes, int64_t entry,
                      const std::byte* queries, NextPage& next, float* out) {
-    const int64_t three = 3 * key_bytes;
     for (int64_t t = 0; t < kPageKeys; t += 16) {
-      const std::byte* fourth[4];
-      for (int64_t i = 0; i < 4; ++i) fourth[i] = keys + (t + 4 * i) * key_bytes;
       __m512 acc[16];
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) acc[i] = _mm512_setzero_ps();
-      for (int64_t line = 0; line < entry / 2; ++line) {
-        const __m512bh heads = line_at(queries + line * 64);
-        if (line % 2 == 0) next.ask();
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          acc[4 * i] = _mm512_dpbf16_ps(acc[4 * i], heads, pair_at(fourth[i]));
-          acc[4 * i + 1] = _mm512_dpbf16_ps(acc[4 * i + 1], heads, pair_at(fourth[i] + key_bytes));
-          acc[4 * i + 2] =
-              _mm512_dpbf16_ps(acc[4 * i + 2], heads, pair_at(fourth[i] + 2 * key_bytes));
-          acc[4 * i + 3] = _mm512_dpbf16_ps(acc[4 * i + 3], heads, pair_at(fourth[i] + three));
-          fourth[i] += 4;
-        }
-      }
+      add_16_keys<DotPairs, 2>(keys + t * key_bytes, key_bytes, queries, entry / 2, next, acc);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) _mm512_storeu_ps(out + (t + i) * 16, acc[i]);
     }
@@ -173,12 +167,15 @@ struct ExpandedVectors {
 
 }  // namespace
 
-TileAttention attention_avx512bf16() {
-  return {.absorbed_query = absorbed_query,
-          .absorbed_pages = absorbed_pages<AbsorbedVectors>,
-          .expanded = {.queries = expanded_queries,
-                       .page = expanded_page,
-                       .rows = expanded_rows<ExpandedVectors>}};
+AbsorbedAttention absorbed_tiles_avx512bf16() {
+  return {.query = absorbed_query, .pages = absorbed_pages<AbsorbedVectors>, .n_interleaved = 2};
+}
+
+AbsorbedAttention absorbed_bytes_avx512bf16() { return absorbed_bytes<RopePairs>(); }
+
+ExpandedAttention expanded_tiles_avx512bf16() {
+  return {
+      .queries = expanded_queries, .page = expanded_page, .rows = expanded_rows<ExpandedVectors>};
 }
 
 }  // namespace exo::kernels::cpu

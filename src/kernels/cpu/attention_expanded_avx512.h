@@ -10,6 +10,7 @@
 #include <immintrin.h>
 
 #include "kernels/cpu/attention_parts_avx512.h"
+#include "kernels/cpu/bf16_pairs_avx512.h"
 
 namespace exo::kernels::cpu {
 namespace {  // NOLINT: internal linkage on purpose

@@ -1,8 +1,10 @@
-/// Vector pieces of the attention on tiles. Include only from files compiled for AVX-512 with BF16
-/// (see matmul_layout.h about linkage).
+/// Vector pieces of both attentions on AVX-512. Include only from files compiled for it (see
+/// matmul_layout.h about linkage).
 #pragma once
 
 #include <immintrin.h>
+
+#include <cstring>
 
 #include "kernels/cpu/attention_tiles.h"
 
@@ -29,19 +31,6 @@ inline __m512 exp2_16(__m512 x) {
 }
 constexpr float kLog2E = 1.44269504f;
 inline __m512 exp16(__m512 x) { return exp2_16(_mm512_mul_ps(x, _mm512_set1_ps(kLog2E))); }
-
-// Two vectors as 16 pairs of bf16: lane i is (low[i], high[i]).
-inline __m512i bf16_pairs(__m512 low, __m512 high) {
-  const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
-                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(order, both);
-}
-
-// 32 floats in order as one line of bf16.
-inline __m512i bf16_line(__m512 first, __m512 second) {
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
-}
 
 inline __m512 load_tail(const float* p, int64_t n) {
   if (n >= 16) return _mm512_loadu_ps(p);
@@ -75,6 +64,95 @@ inline void transpose_words(const std::byte* from, int64_t from_stride, std::byt
     _mm512_storeu_si512(to + (8 + c) * to_stride, _mm512_shuffle_i32x4(high01, high23, 0x88));
     _mm512_storeu_si512(to + (12 + c) * to_stride, _mm512_shuffle_i32x4(high01, high23, 0xDD));
   }
+}
+
+// -- absorbed: 16 heads of a row in the lanes of a vector
+// ------------------------------------------
+
+// The next page's lines, asked for one by one while this one is computed.
+struct NextPage {
+  const std::byte *at = nullptr, *end = nullptr;
+  void ask() {
+    if (at >= end) return;
+    _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
+    at += 64;
+  }
+};
+inline NextPage page_at(const AbsorbedPages& task, int64_t i) {
+  if (i >= task.n_pages) return {nullptr, nullptr};
+  const std::byte* page = task.data + task.numbers[i] * task.page_bytes;
+  return {page, page + task.page_bytes};
+}
+
+// The sums and the running softmax of 16 heads.
+struct AbsorbedState {
+  float* sum;      // [16, stride]
+  float* softmax;  // [16] pairs: largest, sum
+  int64_t stride;
+
+  AbsorbedState(const AbsorbedPages& task, int64_t block)
+      : sum(reinterpret_cast<float*>(task.states + block * task.state_bytes)),
+        softmax(sum + 16 * task.sum_stride),
+        stride(task.sum_stride) {}
+};
+
+struct HeadsSoftmax {
+  __m512 largest, sum;
+};
+inline HeadsSoftmax load_softmax(const float* state) {
+  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  const __m512 first = _mm512_loadu_ps(state), second = _mm512_loadu_ps(state + 16);
+  return {_mm512_permutex2var_ps(first, even, second), _mm512_permutex2var_ps(first, odd, second)};
+}
+inline void store_softmax(const HeadsSoftmax& s, float* state) {
+  const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  _mm512_storeu_ps(state, _mm512_permutex2var_ps(s.largest, low, s.sum));
+  _mm512_storeu_ps(state + 16, _mm512_permutex2var_ps(s.largest, high, s.sum));
+}
+
+// A page's scores [n_keys, 16] times scale join the softmax, whose sum is brought to the new
+// largest score; returns the factor for what was summed before.
+inline __m512 add_scores(float* scores, float scale, int64_t n_keys, HeadsSoftmax& s) {
+  const __m512 by = _mm512_set1_ps(scale);
+  __m512 largest = s.largest;
+  for (int64_t t = 0; t < n_keys; ++t) {
+    const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + 16 * t), by);
+    _mm512_storeu_ps(scores + 16 * t, score);
+    largest = _mm512_max_ps(score, largest);
+  }
+  const __m512 keep = exp16(_mm512_sub_ps(s.largest, largest));
+  s = {largest, _mm512_mul_ps(s.sum, keep)};
+  return keep;
+}
+
+// sums[i] += key i (of 16, key_bytes apart) times the heads' lines: n lines of Dot::kLineBytes, of
+// a key 4 bytes each. Keys are reached from every fourth. Every kAskEvery lines one of the next
+// page is asked for.
+template <class Dot, int kAskEvery>
+inline __attribute__((always_inline)) void add_16_keys(const std::byte* keys, int64_t key_bytes,
+                                                       const std::byte* lines, int64_t n,
+                                                       NextPage& next,
+                                                       typename Dot::Sum (&sums)[16]) {
+  const std::byte* fourth[4];
+  for (int64_t i = 0; i < 4; ++i) fourth[i] = keys + 4 * i * key_bytes;
+  const int64_t three = 3 * key_bytes;
+  NextPage asked = next;  // in registers
+  for (int64_t j = 0; j < n; ++j) {
+    const auto line = Dot::line_at(lines + j * Dot::kLineBytes);
+    if (j % kAskEvery == 0) asked.ask();
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const std::byte* key = fourth[i];
+      sums[4 * i] = Dot::add(sums[4 * i], line, key);
+      sums[4 * i + 1] = Dot::add(sums[4 * i + 1], line, key + key_bytes);
+      sums[4 * i + 2] = Dot::add(sums[4 * i + 2], line, key + 2 * key_bytes);
+      sums[4 * i + 3] = Dot::add(sums[4 * i + 3], line, key + three);
+      fourth[i] += 4;
+    }
+  }
+  next = asked;
 }
 
 }  // namespace

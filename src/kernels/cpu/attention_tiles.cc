@@ -2,15 +2,29 @@
 
 namespace exo::kernels::cpu {
 
-const TileAttention* tile_attention([[maybe_unused]] Isa isa) {
+// Each table is made only when asked for: filling it runs that instruction set's code.
+
+const AbsorbedAttention* absorbed_attention([[maybe_unused]] Isa isa, [[maybe_unused]] DType stored,
+                                            [[maybe_unused]] int64_t entry,
+                                            [[maybe_unused]] int64_t rank) {
 #if defined(__x86_64__)
-  // Each made only when asked for: filling the table runs that instruction set's code.
+  const int64_t rope = entry - rank;
+  if (stored == DType::f32 || rank % 64 != 0 || rope % 32 != 0 || rank == 0 || rope == 0)
+    return nullptr;
+  if (isa == Isa::avx512 && stored == DType::i8) {
+    static const AbsorbedAttention kBytes = absorbed_bytes_avx512();
+    return &kBytes;
+  }
+  if (isa == Isa::avx512bf16 && stored == DType::i8) {
+    static const AbsorbedAttention kBytes = absorbed_bytes_avx512bf16();
+    return &kBytes;
+  }
   if (isa == Isa::avx512bf16) {
-    static const TileAttention kVectors = attention_avx512bf16();
+    static const AbsorbedAttention kVectors = absorbed_tiles_avx512bf16();
     return &kVectors;
   }
   if (isa == Isa::amx) {
-    static const TileAttention kAmx = attention_amx();
+    static const AbsorbedAttention kAmx = absorbed_tiles_amx();
     return &kAmx;
   }
 #endif
@@ -18,8 +32,17 @@ const TileAttention* tile_attention([[maybe_unused]] Isa isa) {
 }
 
 const ExpandedAttention* expanded_attention(Isa isa) {
-  const TileAttention* tiles = tile_attention(isa);
-  return tiles != nullptr ? &tiles->expanded : vector_kernels(isa).expanded_words;
+#if defined(__x86_64__)
+  if (isa == Isa::avx512bf16) {
+    static const ExpandedAttention kVectors = expanded_tiles_avx512bf16();
+    return &kVectors;
+  }
+  if (isa == Isa::amx) {
+    static const ExpandedAttention kAmx = expanded_tiles_amx();
+    return &kAmx;
+  }
+#endif
+  return vector_kernels(isa).expanded_words;
 }
 
 }  // namespace exo::kernels::cpu

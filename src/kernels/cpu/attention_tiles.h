@@ -3,7 +3,8 @@
 /// (expanded, which runs in 16-bit integers where there are no units for bf16: vector_words.cc).
 /// Scores and sums are f32, weights bf16; each row's or head's arithmetic depends on nothing beside
 /// it. The tiles are multiplied by AMX (attention_amx.cc) or by vectors of bf16 pairs
-/// (attention_avx512bf16.cc); the rest is theirs together (attention_*_avx512.h).
+/// (attention_avx512bf16.cc); the rest is theirs together (attention_*_avx512.h). Vectors multiply
+/// the codes of an int8 cache as they are (attention_bytes_avx512.h).
 #pragma once
 
 #include <algorithm>
@@ -17,18 +18,14 @@ namespace exo::kernels::cpu {
 
 // -- absorbed: one row, its heads in blocks of 16 ------------------------------------------------
 
-/// Can these sizes run on tiles? (values of an entry, of its latent part)
-constexpr bool absorbed_fits_tiles(int64_t entry, int64_t rank) {
-  return entry % 32 == 0 && rank % 64 == 0 && entry >= 96;
-}
-/// Bytes of the queries of 16 heads in tiles; 64-aligned.
-constexpr int64_t absorbed_query_bytes(int64_t entry) { return entry * 32; }
-/// Bytes of the scratch of absorbed_pages; 64-aligned.
+/// Bytes of the queries of 16 heads in whatever form; 64-aligned.
+constexpr int64_t absorbed_query_bytes(int64_t entry) { return entry * 64; }
+/// Bytes of the scratch of AbsorbedAttention::pages; 64-aligned.
 constexpr int64_t absorbed_scratch_bytes(int64_t entry, int64_t rank) {
   return 6144 + rank * 128 + entry * 128;
 }
 
-/// Pages of one row, in order, each brought into tiles once for all blocks of heads.
+/// Pages of one row, in order, each prepared once for all blocks of heads.
 struct AbsorbedPages {
   // ops::LatentPages as plain numbers: see matmul_layout.h about linkage.
   DType stored = DType::bf16;  ///< bf16, i8 or f8_e4m3 (no code of it NaN)
@@ -44,13 +41,18 @@ struct AbsorbedPages {
   const std::byte* queries = nullptr;  ///< [n_blocks] of query_bytes (absorbed_query_bytes)
   int64_t query_bytes = 0;
   /// [n_blocks] of state_bytes: sums [16, sum_stride] f32, and behind them SoftmaxState [16].
-  /// Within 32 columns the places 4g .. 4g + 3 of a sum hold the columns 8g .. 8g + 3, the places
-  /// 16 + 4g
-  /// .. the columns 8g + 4 ..
+  /// A sum's columns are in the order of interleaved_column.
   std::byte* states = nullptr;
   int64_t state_bytes = 0;
   int64_t sum_stride = 0;
   std::byte* scratch = nullptr;
+};
+
+struct AbsorbedAttention {
+  /// q: [16, q_stride] f32, zeros where there is no head.
+  void (*query)(const float* q, int64_t q_stride, int64_t entry, int64_t rank, std::byte* out);
+  void (*pages)(const AbsorbedPages& task);
+  int64_t n_interleaved;  ///< vectors of 16 columns of a sum: see interleaved_column
 };
 
 // -- expanded: rows of one head ----------------------------------------------------------------
@@ -105,18 +107,16 @@ struct ExpandedAttention {
 
 // -- on an instruction set ---------------------------------------------------------------------
 
-struct TileAttention {
-  /// Queries to bf16 tiles. q: [16, q_stride] f32, zeros where there is no head.
-  void (*absorbed_query)(const float* q, int64_t q_stride, int64_t entry, std::byte* tiles);
-  void (*absorbed_pages)(const AbsorbedPages& task);
-  ExpandedAttention expanded;
-};
+AbsorbedAttention absorbed_bytes_avx512();
+AbsorbedAttention absorbed_bytes_avx512bf16();
+AbsorbedAttention absorbed_tiles_avx512bf16();
+AbsorbedAttention absorbed_tiles_amx();
+ExpandedAttention expanded_tiles_avx512bf16();
+ExpandedAttention expanded_tiles_amx();
 
-TileAttention attention_avx512bf16();
-TileAttention attention_amx();
-
-/// Of an instruction set with bf16 products (has_bf16), else null.
-const TileAttention* tile_attention(Isa isa);
+/// For pages of `stored` with entries of so many values, `rank` of which are the latent: their
+/// codes as bytes, or bf16 tiles; null where there is neither (or the sizes fit neither).
+const AbsorbedAttention* absorbed_attention(Isa isa, DType stored, int64_t entry, int64_t rank);
 /// On bf16 tiles, else in words, else (ARM) null.
 const ExpandedAttention* expanded_attention(Isa isa);
 

@@ -46,8 +46,8 @@ struct State {
 struct Body {
   const ops::MlaAbsorbedArgs& args;
   const VectorKernels& v;
-  const TileAttention* tiles = nullptr;  // where pages of 16 and 8 bits go on tiles
-  bool words = false;                    // or are attended to in words
+  const AbsorbedAttention* tiles;  // for pages of 16 and 8 bits: on tiles, or codes as bytes
+  bool words = false;              // or are they attended to in words?
   int64_t rank, rank_padded, entry, entry_padded, n_blocks;
   int64_t group = 1, n_groups = 1;  // blocks of heads of a task, and how many such a row has
   int64_t state_bytes = 0;
@@ -59,14 +59,14 @@ struct Body {
   Body(Isa isa, const ops::MlaAbsorbedArgs& a)
       : args(a),
         v(vector_kernels(isa)),
+        tiles(absorbed_attention(isa, a.pages.dtype, a.pages.kv_lora_rank + a.pages.rope_dim,
+                                 a.pages.kv_lora_rank)),
         rank(a.pages.kv_lora_rank),
         rank_padded(align_up(rank, 16)),
         entry(rank + a.pages.rope_dim),
         entry_padded(align_up(entry, 16)),
         n_blocks(ceil_div(a.out.dim(1), kHeads)),
         state_bytes(State::bytes(rank_padded)) {
-    if (a.pages.dtype != DType::f32 && absorbed_fits_tiles(entry, rank))
-      tiles = tile_attention(isa);
     words = tiles == nullptr && a.pages.dtype != DType::f32 && v.attend_words != nullptr &&
             rank % 32 == 0 && entry % 2 == 0 && entry <= kHeads * ops::kPageTokens * 2;
     page_bytes = tiles != nullptr ? absorbed_scratch_bytes(entry, rank)
@@ -144,7 +144,7 @@ struct Body {
       }
       std::fill(m.q + n * entry_padded, m.q + kHeads * entry_padded, 0.0f);
       if (tiles != nullptr) {
-        tiles->absorbed_query(m.q, entry_padded, entry, to);
+        tiles->query(m.q, entry_padded, entry, rank, to);
         continue;
       }
       if (words) {
@@ -243,7 +243,7 @@ struct Body {
   void run_pages_on_tiles(const Unit& u, int64_t begin, int64_t end, const ThreadMemory& m,
                           std::byte* states) const {
     const ops::LatentPages& pages = args.pages;
-    tiles->absorbed_pages(
+    tiles->pages(
         {.stored = pages.dtype,
          .data = pages.data,
          .page_bytes = pages.page_bytes(),
@@ -312,9 +312,10 @@ struct Body {
       float* out = args.out.row<float>(u.row) + (u.block * kHeads + i) * args.out.stride(1);
       const float* sum = s.sum + h * rank_padded;
       if (tiles != nullptr || words) {
-        const int64_t interleaved = tiles != nullptr ? 32 : v.words_interleaved;
+        const int64_t n_vectors = tiles != nullptr ? tiles->n_interleaved : 2;
+        const int64_t n_columns = tiles != nullptr ? 16 * n_vectors : v.words_interleaved;
         for (int64_t c = 0; c < rank; c += 4)
-          std::copy_n(sum + words_column(c, interleaved), 4, out + c);
+          std::copy_n(sum + interleaved_column(c, n_columns, n_vectors), 4, out + c);
       } else {
         std::copy_n(sum, rank, out);
       }

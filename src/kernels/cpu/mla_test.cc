@@ -86,7 +86,13 @@ std::vector<float> absorbed(const ops::OpTable& table, const Cache& c,
   return out;
 }
 
-class Mla : public ::testing::TestWithParam<DType> {};
+class Mla : public ::testing::TestWithParam<DType> {
+ protected:
+  // Are generated tokens attended to in bytes? (attention_tiles.h)
+  static bool as_bytes(Isa isa) {
+    return GetParam() == DType::i8 && (isa == Isa::avx512 || isa == Isa::avx512bf16);
+  }
+};
 
 TEST_P(Mla, AbsorbedEqualsReferenceForAnyThreads) {
   for (const Dims& d : {Dims{3, 8, 10, 40, 8}, Dims{16, 8, 64, 512, 8}, Dims{21, 8, 16, 64, 8},
@@ -105,9 +111,13 @@ TEST_P(Mla, AbsorbedEqualsReferenceForAnyThreads) {
       SCOPED_TRACE(std::string(to_string(isa)) + " heads " + std::to_string(d.heads));
       const auto one = absorbed(table(isa), c, s, q_latent, q_rope, 4, 1);
       // In bf16 products, or (x86 without them) in those of 16-bit integers, which are rounded 2^-8
-      // as coarsely: a code is 1/46,000 of a row's norm.
+      // as coarsely: a code is 1/46,000 of a row's norm. Codes are multiplied as bytes, their
+      // queries rounded as they are.
       const bool rounded = GetParam() != DType::f32 && isa != Isa::reference && isa != Isa::neon;
-      EXPECT_LT(relative_error(one, expected), !rounded ? 2e-6 : has_bf16(isa) ? 1e-2 : 6e-5);
+      const double bound = as_bytes(isa) && d.rank % 64 == 0 && d.rope % 32 == 0 ? 5e-3
+                           : has_bf16(isa)                                       ? 1e-2
+                                                                                 : 6e-5;
+      EXPECT_LT(relative_error(one, expected), rounded ? bound : 2e-6);
       EXPECT_EQ(one[static_cast<size_t>(2 * d.heads * d.rank)], 7.0f);
       EXPECT_EQ(absorbed(table(isa), c, s, q_latent, q_rope, 4, 2), one);
       EXPECT_EQ(absorbed(table(isa), c, s, q_latent, q_rope, 4, 5), one);
@@ -156,8 +166,10 @@ TEST_P(Mla, AbsorbedKeepsTheRangeOfF32) {
       // bf16 units take denormals as zero, which products of the tiniest are.
       if (has_bf16(isa)) continue;
       SCOPED_TRACE(std::string(to_string(isa)) + " size " + std::to_string(size));
-      // A code is 1/65,500 of the weights of a page's 64 keys, which are alike here.
-      EXPECT_LT(relative_error(absorbed(table(isa), c, s, q_latent, q_rope, 1, 1), expected), 1e-3);
+      // A code is 1/65,500 of the weights of a page's 64 keys, which are alike here. Scores of
+      // queries in bytes are off by 1.5%.
+      EXPECT_LT(relative_error(absorbed(table(isa), c, s, q_latent, q_rope, 1, 1), expected),
+                as_bytes(isa) ? 2e-2 : 1e-3);
     }
     if (c.pages.has_codes()) {
       c.pages.scales(c.order[0][1], 5)[0] = std::nanf("");
@@ -169,6 +181,44 @@ TEST_P(Mla, AbsorbedKeepsTheRangeOfF32) {
     for (Isa isa : isas_to_test()) {
       if (has_bf16(isa)) continue;
       for (float v : absorbed(table(isa), c, s, q_latent, q_rope, 1, 1)) ASSERT_TRUE(std::isnan(v));
+    }
+  }
+}
+
+// Many small weights beside a large one are not lost: what rounding takes of one is given to the
+// next. One key has the score 0 and the others, in 3 pages, -6.5: each is a 665th of the weight
+// that a page's codes are a 255th of, and together they are a fifth of the sum.
+TEST_P(Mla, AbsorbedKeepsManySmallWeights) {
+  const Dims d{16, 8, 64, 128, 8};
+  const int64_t n = 3 * kPageTokens;
+  Cache c(d, GetParam(), n, 1);
+  std::vector<float> latent(static_cast<size_t>(n * d.rank), 0.0f),
+      rope(static_cast<size_t>(n * d.rope), 0.0f);
+  for (int64_t t = 0; t < n; ++t) {
+    // The large key's value is column 0, all others' column 1.
+    latent[static_cast<size_t>(t * d.rank + (t == 5 ? 0 : 1))] = 1.0f;
+    rope[static_cast<size_t>(t * d.rope)] = t == 5 ? 0.0f : -1.0f;
+  }
+  TestContext store(ops::reference_table(), 1, 4096);
+  const SequenceRows all[] = {c.rows(0, 0, 0, n, AttentionForm::expanded)};
+  ASSERT_TRUE(ops::store_latent({.latent = make_view(latent.data(), {n, d.rank}),
+                                 .k_rope = make_view(rope.data(), {n, d.rope}),
+                                 .sequences = all,
+                                 .pages = c.pages},
+                                store.ctx)
+                  .ok());
+  std::vector<float> q_latent(static_cast<size_t>(d.heads * d.rank), 0.0f),
+      q_rope(static_cast<size_t>(d.heads * d.rope), 0.0f);
+  for (int64_t h = 0; h < d.heads; ++h) q_rope[static_cast<size_t>(h * d.rope)] = 65.0f;
+  const SequenceRows s[] = {c.rows(0, 0, n - 1, 1, AttentionForm::absorbed)};
+  const double small = std::exp(-6.5) * static_cast<double>(n - 1);
+  for (Isa isa : isas_to_test()) {
+    SCOPED_TRACE(to_string(isa));
+    const auto out = absorbed(table(isa), c, s, q_latent, q_rope, 1, 1);
+    for (int64_t h = 0; h < d.heads; ++h) {
+      const float* row = out.data() + h * d.rank;
+      EXPECT_NEAR(row[0], 1 / (1 + small), 4e-3);
+      EXPECT_NEAR(row[1], small / (1 + small), 4e-3);
     }
   }
 }

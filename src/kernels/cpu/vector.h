@@ -43,7 +43,7 @@ struct PageOfHeads : HeadsPage {
 /// In integers of 16 bits, whose products have twice the rate of f32's where there are no units for
 /// bf16 (vpmaddwd, vpdpwssd). Rows of queries and of entries are codes that round_to_words has
 /// made; sums of their products are exact. dim is even, rank a multiple of 32; columns of `sum` are
-/// in the order of words_column.
+/// in the order of interleaved_column, 2 vectors.
 struct PageOfWords : HeadsPage {
   const int16_t* q = nullptr;        ///< codes [dim / 2, kPageHeads, 2], 64-aligned
   const float* q_scales = nullptr;   ///< [kPageHeads], 64-aligned, those of the softmax included
@@ -51,11 +51,12 @@ struct PageOfWords : HeadsPage {
   const float* scales = nullptr;     ///< [n_keys]
 };
 
-/// Where columns c .. c + 3 (c a multiple of 4) of a sum lie that interleaving words within 128-bit
-/// lanes has left `interleaved` columns at a time.
-constexpr int64_t words_column(int64_t c, int64_t interleaved) {
-  const int64_t in_block = c % interleaved;
-  return c - in_block + in_block / 8 * 4 + in_block / 4 % 2 * (interleaved / 2);
+/// Where columns c .. c + 3 (c a multiple of 4) of a sum lie that interleaving within 128-bit lanes
+/// has left in blocks of n_columns, n_vectors of them: words interleave as 2 vectors, bytes as 4.
+constexpr int64_t interleaved_column(int64_t c, int64_t n_columns, int64_t n_vectors) {
+  const int64_t in_block = c % n_columns;
+  return c - in_block + in_block / (4 * n_vectors) * 4 +
+         in_block / 4 % n_vectors * (n_columns / n_vectors);
 }
 
 struct ExpandedAttention;  // attention_tiles.h
@@ -103,7 +104,7 @@ struct VectorKernels {
   float (*round_to_words)(const float* x, int16_t* codes, int64_t n);
   /// Null where attend_heads is as fast.
   void (*attend_words)(const PageOfWords& page) = nullptr;
-  int64_t words_interleaved = 0;  ///< of attend_words: see words_column
+  int64_t words_interleaved = 0;  ///< columns, of attend_words: see interleaved_column
   /// The same for prompts, or null.
   const ExpandedAttention* expanded_words = nullptr;
   void (*divide)(float* x, float divisor, int64_t n);
