@@ -35,14 +35,38 @@ HWY_INLINE void StoreTail(VF v, float* p, int64_t n) {
   std::memcpy(p, lanes, static_cast<size_t>(n) * sizeof(float));
 }
 
+// The nearest integers of floats that int32 can hold; of others, any. (hn::NearestInt mends those.)
+HWY_INLINE VI Nearest(VF v) {
+#if HWY_TARGET <= HWY_AVX3_DL
+  return VI{_mm512_cvtps_epi32(v.raw)};
+#elif HWY_TARGET == HWY_AVX2
+  return VI{_mm256_cvtps_epi32(v.raw)};
+#else
+  return hn::NearestInt(v);
+#endif
+}
+
+// p * 2^n, rounded once: where two multiplications make it, one is exact.
+HWY_INLINE VF TimesPowerOf2(VF p, VI n, VF n_as_float) {
+#if HWY_TARGET <= HWY_AVX3_DL
+  static_cast<void>(n);
+  return VF{_mm512_scalef_ps(p.raw, n_as_float.raw)};
+#else
+  static_cast<void>(n_as_float);
+  const DF df;
+  const VI bias = hn::Set(DI(), 127), half = hn::ShiftRight<1>(n), rest = hn::Sub(n, half);
+  p = hn::Mul(p, hn::BitCast(df, hn::ShiftLeft<23>(hn::Add(half, bias))));
+  return hn::Mul(p, hn::BitCast(df, hn::ShiftLeft<23>(hn::Add(rest, bias))));
+#endif
+}
+
 // e^x within 2 ulp; 0 below -104, infinity above 88.73, NaN for NaN. x = n ln 2 + r with |r| <=
-// ln 2 / 2; the polynomial is Cephes's expf (S. Moshier); 2^n is applied in two halves so that
-// subnormal results round once.
+// ln 2 / 2; the polynomial is Cephes's expf (S. Moshier).
 HWY_INLINE VF Exp(VF x) {
   const DF df;
-  const DI di;
-  const VF clamped = hn::Min(hn::Max(x, hn::Set(df, -104.0f)), hn::Set(df, 89.0f));
-  const VI n = hn::NearestInt(hn::Mul(clamped, hn::Set(df, 1.44269504088896341f)));
+  // In this order a NaN comes through: x86 returns the second operand then.
+  const VF clamped = hn::Min(hn::Set(df, 89.0f), hn::Max(hn::Set(df, -104.0f), x));
+  const VI n = Nearest(hn::Mul(clamped, hn::Set(df, 1.44269504088896341f)));
   const VF nf = hn::ConvertTo(df, n);
   VF r = hn::NegMulAdd(nf, hn::Set(df, 0.693359375f), clamped);
   r = hn::NegMulAdd(nf, hn::Set(df, -2.12194440e-4f), r);
@@ -53,11 +77,7 @@ HWY_INLINE VF Exp(VF x) {
   p = hn::MulAdd(p, r, hn::Set(df, 1.6666665459e-1f));
   p = hn::MulAdd(p, r, hn::Set(df, 5.0000001201e-1f));
   p = hn::Add(hn::MulAdd(p, hn::Mul(r, r), r), hn::Set(df, 1.0f));
-  const VI half = hn::ShiftRight<1>(n), rest = hn::Sub(n, half);
-  const VI bias = hn::Set(di, 127);
-  p = hn::Mul(p, hn::BitCast(df, hn::ShiftLeft<23>(hn::Add(half, bias))));
-  p = hn::Mul(p, hn::BitCast(df, hn::ShiftLeft<23>(hn::Add(rest, bias))));
-  return hn::IfThenElse(hn::IsNaN(x), x, p);
+  return TimesPowerOf2(p, n, nf);
 }
 
 HWY_INLINE VF Sigmoid(VF x) {

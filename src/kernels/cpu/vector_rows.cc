@@ -1,5 +1,6 @@
 /// Steps over single rows.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -204,7 +205,7 @@ HWY_INLINE int32_t QuantiseGroup(const float* x, float inverse, int8_t* q) {
   VI sum = hn::Zero(di);
   EXO_UNROLL
   for (int i = 0; i < 32; i += kLanes) {
-    const VI v = hn::NearestInt(hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse)));
+    const VI v = Nearest(hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse)));
     sum = hn::Add(sum, v);
     hn::StoreU(hn::DemoteTo(d8, v), d8, q + i);
   }
@@ -265,7 +266,7 @@ float RoundToI8(const float* x, int8_t* codes, int64_t n) {
   }
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    const VI q = hn::NearestInt(hn::Mul(hn::LoadU(DF(), x + i), hn::Set(DF(), inverse)));
+    const VI q = Nearest(hn::Mul(hn::LoadU(DF(), x + i), hn::Set(DF(), inverse)));
     hn::StoreU(hn::DemoteTo(d8, q), d8, codes + i);
   }
   for (; i < n; ++i) codes[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
@@ -291,7 +292,7 @@ float RoundToF8(const float* x, f8_e4m3* codes, int64_t n) {
     const VU rounded = hn::ShiftRight<20>(hn::Add(size, hn::Add(odd, hn::Set(du, 0x7FFFFu))));
     const VU normal = hn::Min(hn::Sub(rounded, hn::Set(du, 120u << 3)), hn::Set(du, 0x7Eu));
     const VU subnormal =
-        hn::BitCast(du, hn::NearestInt(hn::Mul(hn::BitCast(df, size), hn::Set(df, 0x1p9f))));
+        hn::BitCast(du, Nearest(hn::Mul(hn::BitCast(df, size), hn::Set(df, 0x1p9f))));
     const auto small = hn::Lt(size, hn::Set(du, std::bit_cast<uint32_t>(0x1p-6f)));
     const VU code = hn::Or(hn::IfThenElse(small, subnormal, normal),
                            hn::And(hn::ShiftRight<24>(u), hn::Set(du, 0x80u)));
@@ -307,14 +308,23 @@ HWY_INLINE ops::RowScale ChooseWide(const float* x, float largest, float limit, 
   const DF df;
   ops::WideChooser chooser(x, row, out);
   VF rest = hn::Zero(df);
-  for (int64_t i = 0; i < out.n_cols; i += kLanes) {
-    const int64_t n = out.n_cols - i;
-    const VF size = hn::Abs(n >= kLanes ? hn::LoadU(df, x + i) : LoadTail(x + i, n));
-    const auto above = hn::Gt(size, hn::Set(df, limit));
-    rest = hn::Max(rest, hn::IfThenZeroElse(above, size));
-    if (hn::AllFalse(df, above)) continue;
-    for (int64_t j = i; j < std::min(i + kLanes, out.n_cols); ++j)
-      if (std::fabs(x[j]) > limit) chooser.offer(j);
+  constexpr int64_t kBlock = 32;  // vectors that are compared before their few finds are offered
+  constexpr int64_t kMaskBytes = (kLanes + 7) / 8;
+  uint8_t masks[kBlock * kMaskBytes + 8];  // StoreMaskBits may write 8 bytes
+  for (int64_t first = 0; first < out.n_cols; first += kBlock * kLanes) {
+    const int64_t end = std::min(first + kBlock * kLanes, out.n_cols);
+    uint8_t* mask = masks;
+    for (int64_t i = first; i < end; i += kLanes, mask += kMaskBytes) {
+      const VF size = hn::Abs(end - i >= kLanes ? hn::LoadU(df, x + i) : LoadTail(x + i, end - i));
+      const auto above = hn::Gt(size, hn::Set(df, limit));
+      rest = hn::Max(rest, hn::IfThenZeroElse(above, size));
+      hn::StoreMaskBits(df, above, mask);
+    }
+    for (const uint8_t* m = masks; m < mask; ++m) {
+      constexpr int64_t kColumns = std::min(kLanes, 8);  // of a byte
+      for (uint32_t bits = *m; bits != 0; bits &= bits - 1)
+        chooser.offer(first + (m - masks) * kColumns + std::countr_zero(bits));
+    }
   }
   return chooser.finish(hn::GetLane(hn::MaxOfLanes(df, rest)), largest);
 }

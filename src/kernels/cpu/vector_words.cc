@@ -104,15 +104,6 @@ float RoundToWords(const float* x, int16_t* codes, int64_t n) {
   return scale;
 }
 
-// The nearest integers of floats that int32 can hold.
-HWY_INLINE VI Nearest(VF v) {
-#if HWY_TARGET <= HWY_AVX3_DL
-  return VI{_mm512_cvtps_epi32(v.raw)};
-#else
-  return VI{_mm256_cvtps_epi32(v.raw)};
-#endif
-}
-
 // sum + a[2i] * b[2i] + a[2i + 1] * b[2i + 1]
 HWY_INLINE VI AddProducts(VI sum, VW a, VW b) {
 #if HWY_TARGET <= HWY_AVX3_DL

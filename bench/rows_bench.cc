@@ -1,0 +1,71 @@
+// The vector steps around an expert's products, 48 rows of 1,408 columns on one thread: silu(gate)
+// * up, rounding to the activations' format (int8 rows of SwiGLU values list their outliers, even
+// rows don't), and adding what experts return.
+#include "bench_support.h"
+#include "kernels/cpu/vector.h"
+
+namespace exo::bench {
+namespace {
+
+constexpr int64_t kRows = 48, kCols = 1408;
+
+struct Rows {
+  std::vector<float> gate_up = some_floats(kRows * 2 * kCols);
+  std::vector<float> even = some_floats(kRows * kCols);
+  std::vector<float> hidden = std::vector<float>(static_cast<size_t>(kRows * kCols));
+
+  explicit Rows(const kernels::cpu::VectorKernels& v) {
+    // Of values that are nearly normal, as a product's are: a sum of four even ones.
+    const auto more = some_floats(kRows * 2 * kCols * 3);
+    for (size_t i = 0; i < gate_up.size(); ++i)
+      gate_up[i] = 1.7f * (gate_up[i] + more[3 * i] + more[3 * i + 1] + more[3 * i + 2]);
+    silu(v);
+  }
+  void silu(const kernels::cpu::VectorKernels& v) {
+    for (int64_t r = 0; r < kRows; ++r)
+      v.silu_mul(gate_up.data() + r * 2 * kCols, hidden.data() + r * kCols, kCols / 16);
+  }
+};
+
+void register_rows(kernels::cpu::Isa isa) {
+  const kernels::cpu::VectorKernels& v = kernels::cpu::vector_kernels(isa);
+  const auto add = [isa](const char* name, auto run) {
+    const std::string full = std::string(name) + "/" + std::string(to_string(isa));
+    ::benchmark::RegisterBenchmark(full.c_str(), [run](::benchmark::State& state) {
+      run(state);
+      state.SetItemsProcessed(state.iterations() * kRows * kCols);
+    });
+  };
+  add("silu_mul", [&v](::benchmark::State& state) {
+    Rows rows(v);
+    for (auto _ : state) rows.silu(v);
+  });
+  add("add_scaled", [&v](::benchmark::State& state) {
+    Rows rows(v);
+    for (auto _ : state) v.add_scaled(0.1f, rows.even.data(), rows.hidden.data(), kRows * kCols);
+  });
+  for (const auto& [name, dtype, swiglu] :
+       {std::tuple("pack/swiglu/i8", DType::i8, true), std::tuple("pack/even/i8", DType::i8, false),
+        std::tuple("pack/even/bf16", DType::bf16, false)}) {
+    add(name, [&v, isa, dtype = dtype, swiglu = swiglu](::benchmark::State& state) {
+      Context c(isa);
+      Rows rows(v);
+      const float* x = (swiglu ? rows.hidden : rows.even).data();
+      const auto packed = ops::pack(make_view(x, {kRows, kCols}), dtype, c.ctx);
+      for (auto _ : state) {
+        for (int64_t r = 0; r < kRows; ++r) v.pack_row(x + r * kCols, r, *packed);
+      }
+      state.counters["wide"] = dtype == DType::i8 ? packed->n_wide[0] : 0;
+    });
+  }
+}
+
+const int kRegistered = [] {
+  for (kernels::cpu::Isa isa : kernels::cpu::supported_isas()) {
+    if (isa != kernels::cpu::Isa::reference) register_rows(isa);
+  }
+  return 0;
+}();
+
+}  // namespace
+}  // namespace exo::bench
