@@ -1,7 +1,9 @@
 // The vector steps around an expert's products, 48 rows of 1,408 columns on one thread: silu(gate)
 // * up, rounding to the activations' format (int8 rows of SwiGLU values list their outliers, even
-// rows don't), and adding what experts return.
+// rows don't), the products of those (a task of 32 panels, in the second-level cache), and adding
+// what experts return.
 #include "bench_support.h"
+#include "kernels/cpu/matmul.h"
 #include "kernels/cpu/vector.h"
 
 namespace exo::bench {
@@ -60,9 +62,36 @@ void register_rows(kernels::cpu::Isa isa) {
   }
 }
 
+void run_wide(::benchmark::State& state, kernels::cpu::Isa isa, WeightFormat format) {
+  Context c(isa);
+  const Rows rows(kernels::cpu::vector_kernels(isa));
+  constexpr int64_t kPanels = 32;
+  const Matrix m(format, kPanels * kPanelRows, kCols);
+  std::vector<float> out(static_cast<size_t>(kRows * kPanels * kPanelRows));
+  const auto packed = ops::pack(make_view(rows.hidden.data(), {kRows, kCols}), DType::i8, c.ctx);
+  const kernels::cpu::MatmulTask task = {.x = &*packed,
+                                         .n_rows = kRows,
+                                         .w = &m.matrix,
+                                         .n_panels = kPanels,
+                                         .out = out.data(),
+                                         .out_stride = kPanels * kPanelRows};
+  const kernels::cpu::MatmulKernel add_wide = kernels::cpu::find_add_wide(isa);
+  for (auto _ : state) add_wide(task);
+  int64_t n_wide = 0;
+  for (int64_t r = 0; r < kRows; ++r) n_wide += packed->n_wide[r];
+  state.counters["wide"] = static_cast<double>(n_wide) / kRows;
+}
+
 const int kRegistered = [] {
   for (kernels::cpu::Isa isa : kernels::cpu::supported_isas()) {
-    if (isa != kernels::cpu::Isa::reference) register_rows(isa);
+    if (isa == kernels::cpu::Isa::reference) continue;
+    register_rows(isa);
+    for (const WeightFormat format : {WeightFormat::int8, WeightFormat::int4}) {
+      const std::string name =
+          "add_wide/" + std::string(to_string(format)) + "/" + std::string(to_string(isa));
+      ::benchmark::RegisterBenchmark(
+          name.c_str(), [isa, format](::benchmark::State& state) { run_wide(state, isa, format); });
+    }
   }
   return 0;
 }();
