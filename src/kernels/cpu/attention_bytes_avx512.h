@@ -1,8 +1,8 @@
 /// Absorbed attention on an int8 cache, its codes multiplied as bytes (vpdpbusd: twice the rate of
 /// bf16 pairs, and nothing is widened). Queries are rounded to bytes too, one scale for the same
-/// 128 columns that share one in an entry; a page's weights, which the entries' scales are part of,
-/// to the 255th part of the largest of their head. What a weight's rounding takes or adds is
-/// carried to the next key's, so that many small weights together stay what they are. `Rope` has
+/// 128 columns that share one in an entry; the weights of two pages, which the entries' scales are
+/// part of, to the 255th part of the largest of their head. What a weight's rounding takes or adds
+/// is carried to the next key's, so that many small weights together stay what they are. `Rope` has
 /// the products of the rotated columns, which the cache keeps in bf16:
 ///   Dot                                    of add_16_keys, sums in f32
 ///   query(q, q_stride, rope, out)          16 heads' columns to [rope / 2] lines of Dot
@@ -23,10 +23,9 @@ constexpr int64_t n_parts_of(int64_t rank) { return (rank + kScaleCols - 1) / kS
 
 // The queries of 16 heads; query_bytes is enough: rank and rope are multiples of 32.
 struct ByteQueries {
-  std::byte*
-      codes;        // [rank / 4] lines of 16 heads x 4 columns, 128 added: vpdpbusd's unsigned side
-  float* scales;    // [parts, 16]
-  std::byte* rope;  // [rope / 2] lines
+  std::byte* codes;  // [rank / 4] lines of 16 heads x 4 columns, unsigned: 128 added
+  float* scales;     // [parts, 16]
+  std::byte* rope;   // [rope / 2] lines
 
   ByteQueries(std::byte* q, int64_t rank)
       : codes(q),

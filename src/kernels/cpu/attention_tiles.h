@@ -20,7 +20,7 @@ namespace exo::kernels::cpu {
 
 /// Bytes of the queries of 16 heads in whatever form; 64-aligned.
 constexpr int64_t absorbed_query_bytes(int64_t entry) { return entry * 64; }
-/// Bytes of the scratch of AbsorbedAttention::pages; 64-aligned.
+/// Bytes of the scratch of AbsorbedAttention::pages; 64-aligned. (Tiles need the most.)
 constexpr int64_t absorbed_scratch_bytes(int64_t entry, int64_t rank) {
   return 6144 + rank * 128 + entry * 128;
 }
