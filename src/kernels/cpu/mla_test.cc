@@ -45,11 +45,16 @@ struct Cache {
     fill(1, n_tokens1);
   }
   void fill(uint32_t sequence, int64_t n) {
-    TestContext t(ops::reference_table(), 1, 4096);
     auto latent = random_floats(n * d.rank, 10 + sequence);
     // Some tokens have an outlier column, which i8 rows keep apart.
     for (int64_t i = 3; i < n; i += 16) latent[static_cast<size_t>(i * d.rank + 5)] = 25.0f;
     const auto rope = random_floats(n * d.rope, 20 + sequence);
+    store(sequence, n, latent, rope);
+  }
+  // Entries [0, n) of a sequence.
+  void store(uint32_t sequence, int64_t n, const std::vector<float>& latent,
+             const std::vector<float>& rope) {
+    TestContext t(ops::reference_table(), 1, 4096);
     const SequenceRows s[] = {rows(sequence, 0, 0, n, AttentionForm::expanded)};
     ASSERT_TRUE(ops::store_latent({.latent = make_view(latent.data(), {n, d.rank}),
                                    .k_rope = make_view(rope.data(), {n, d.rope}),
@@ -140,14 +145,7 @@ TEST_P(Mla, AbsorbedKeepsTheRangeOfF32) {
       for (int64_t i = 0; i < d.rope; ++i)
         rope[static_cast<size_t>(t * d.rope + i)] *= factor * size;
     }
-    TestContext store(ops::reference_table(), 1, 4096);
-    const SequenceRows all[] = {c.rows(0, 0, 0, n, AttentionForm::expanded)};
-    ASSERT_TRUE(ops::store_latent({.latent = make_view(latent.data(), {n, d.rank}),
-                                   .k_rope = make_view(rope.data(), {n, d.rope}),
-                                   .sequences = all,
-                                   .pages = c.pages},
-                                  store.ctx)
-                    .ok());
+    c.store(0, n, latent, rope);
     const SequenceRows s[] = {c.rows(0, 0, n - 1, 1, AttentionForm::absorbed)};
     auto q_latent = random_floats(d.heads * d.rank, 52),
          q_rope = random_floats(d.heads * d.rope, 53);
@@ -199,14 +197,7 @@ TEST_P(Mla, AbsorbedKeepsManySmallWeights) {
     latent[static_cast<size_t>(t * d.rank + (t == 5 ? 0 : 1))] = 1.0f;
     rope[static_cast<size_t>(t * d.rope)] = t == 5 ? 0.0f : -1.0f;
   }
-  TestContext store(ops::reference_table(), 1, 4096);
-  const SequenceRows all[] = {c.rows(0, 0, 0, n, AttentionForm::expanded)};
-  ASSERT_TRUE(ops::store_latent({.latent = make_view(latent.data(), {n, d.rank}),
-                                 .k_rope = make_view(rope.data(), {n, d.rope}),
-                                 .sequences = all,
-                                 .pages = c.pages},
-                                store.ctx)
-                  .ok());
+  c.store(0, n, latent, rope);
   std::vector<float> q_latent(static_cast<size_t>(d.heads * d.rank), 0.0f),
       q_rope(static_cast<size_t>(d.heads * d.rope), 0.0f);
   for (int64_t h = 0; h < d.heads; ++h) q_rope[static_cast<size_t>(h * d.rope)] = 65.0f;
