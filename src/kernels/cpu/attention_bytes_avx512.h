@@ -21,7 +21,7 @@ namespace {  // NOLINT: internal linkage on purpose
 
 constexpr int64_t n_parts_of(int64_t rank) { return (rank + kScaleCols - 1) / kScaleCols; }
 
-// The queries of 16 heads; query_bytes is enough: rank and rope are multiples of 32.
+// The queries of 16 heads, in at most absorbed_query_bytes.
 struct ByteQueries {
   std::byte* codes;  // [rank / 4] lines of 16 heads x 4 columns, unsigned: 128 added
   float* scales;     // [parts, 16]
@@ -86,50 +86,29 @@ struct ByteStep {
   }
 };
 
-// -- queries
-// ---------------------------------------------------------------------------------------
-
-// One head's n columns (a multiple of 64, at most 128) to bytes; returns the scale: NaN for what is
-// not finite, 0 where nothing remains.
-inline float query_bytes_of_head(const float* q, int64_t n, uint8_t* codes) {
-  __m512i most = _mm512_setzero_si512();  // as integers, where a NaN is the largest of all
-  for (int64_t c = 0; c < n; c += 16) {
-    const __m512i bits = _mm512_loadu_si512(q + c);
-    most = _mm512_max_epi32(most, _mm512_and_si512(bits, _mm512_set1_epi32(0x7FFFFFFF)));
-  }
-  const int32_t bits = _mm512_reduce_max_epi32(most);
-  float largest;
-  std::memcpy(&largest, &bits, sizeof(largest));
-  const bool finite = largest < std::numeric_limits<float>::infinity();
-  const float scale = largest / 127.0f;
-  const bool some = finite && scale >= std::numeric_limits<float>::min();
-  const __m512 inverse = _mm512_set1_ps(some ? 1.0f / scale : 0.0f);
-  for (int64_t c = 0; c < n; c += 16) {
-    const __m512i code = some ? _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(q + c), inverse))
-                              : _mm512_setzero_si512();
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + c),
-                     _mm512_cvtepi32_epi8(_mm512_add_epi32(code, _mm512_set1_epi32(128))));
-  }
-  return !finite ? std::numeric_limits<float>::quiet_NaN() : some ? scale : 0.0f;
-}
+// -- queries ------------------------------------------------------------------------------------
 
 template <class Rope>
 void byte_query(const float* q, int64_t q_stride, int64_t entry, int64_t rank, std::byte* out) {
+  const VectorKernels& v = vector_kernels(Isa::avx512);
   const ByteQueries to(out, rank);
-  alignas(64) uint8_t rows[16][kScaleCols];
+  alignas(64) int8_t rows[16][kScaleCols];
   for (int64_t p = 0; p < n_parts_of(rank); ++p) {
     const int64_t first = p * kScaleCols, n = std::min(kScaleCols, rank - first);
     for (int64_t h = 0; h < 16; ++h)
-      to.scales[p * 16 + h] = query_bytes_of_head(q + h * q_stride + first, n, rows[h]);
+      to.scales[p * 16 + h] = v.round_to_i8(q + h * q_stride + first, rows[h], n);
     for (int64_t c = 0; c < n; c += 64)
       transpose_words(reinterpret_cast<const std::byte*>(rows[0]) + c, kScaleCols,
                       to.codes + 16 * (first + c), 64);
   }
+  for (int64_t i = 0; i < 16 * rank; i += 64) {
+    const __m512i code = _mm512_loadu_si512(to.codes + i);
+    _mm512_storeu_si512(to.codes + i, _mm512_xor_si512(code, _mm512_set1_epi8(-128)));
+  }
   Rope::query(q + rank, q_stride, entry - rank, to.rope);
 }
 
-// -- scores
-// ----------------------------------------------------------------------------------------
+// -- scores -------------------------------------------------------------------------------------
 
 // GCC 12 copies the sums of its intrinsic for vpdpbusd from register to register, as many times as
 // it adds to them: written out, they stay where they are.
@@ -218,8 +197,7 @@ inline void scores_of_16_keys(const ByteStep& step, const std::byte* keys, const
   }
 }
 
-// -- weights
-// ---------------------------------------------------------------------------------------
+// -- weights ------------------------------------------------------------------------------------
 
 // The weights of kParts parts from `first` on as codes. The parts' roundings are carried side by
 // side: one alone would wait for itself at every key.
@@ -293,8 +271,7 @@ inline __m512 bytes_softmax(const ByteStep& step, float softmax_scale, float* st
   return keep;
 }
 
-// -- values
-// ----------------------------------------------------------------------------------------
+// -- values -------------------------------------------------------------------------------------
 
 // 64 columns of four keys, the keys' bytes beside each other; columns come out in the order of
 // interleaved_column.
@@ -377,8 +354,7 @@ inline void add_byte_values(const ByteStep& step, int64_t c, const float* keep,
   }
 }
 
-// -- pages
-// -----------------------------------------------------------------------------------------
+// -- pages --------------------------------------------------------------------------------------
 
 template <class Rope>
 void byte_pages(const AbsorbedPages& task) {

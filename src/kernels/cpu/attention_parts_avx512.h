@@ -66,8 +66,7 @@ inline void transpose_words(const std::byte* from, int64_t from_stride, std::byt
   }
 }
 
-// -- absorbed: the lanes of a vector are 16 heads of a row
-// -----------------------------------------
+// -- absorbed: lanes are 16 heads of a row -------------------------------------------------------
 
 // The next page's lines, asked for one by one while this one is computed.
 struct NextPage {
