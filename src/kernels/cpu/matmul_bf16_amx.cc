@@ -16,44 +16,34 @@ constexpr int64_t kAmxRows = 5;
 struct Bf16 {
   static constexpr bool kInteger = false, kUnpacked = false, kScaled = false;
   static constexpr int64_t kSourceCols = 32, kSourceBytes = kTile, kTilesPerSource = 1;
-  static int64_t steps(const PackedMatrix&) { return kMaxSteps; }
-  static const uint8_t* source(const PackedMatrix& w, const Block<Bf16>& block, int64_t panel) {
-    return tiles_of(w) + (block.panel + panel) * panel_stride(w, kSourceCols, kSourceBytes) +
-           block.tile * kTile;
-  }
+  static constexpr int64_t kPageBytesAsked = 1024;
+  using Half = NothingToUnpack;
 };
 
 struct Fp8 {
   static constexpr bool kInteger = false, kUnpacked = true, kScaled = true;
   static constexpr int64_t kSourceCols = 64, kSourceBytes = kTile, kTilesPerSource = 2;
-  // A block of K tiles must lie in one block of scales.
-  static int64_t steps(const PackedMatrix& w) {
-    const int64_t in_block = w.k_block / 32;
-    for (int64_t steps = kMaxSteps; steps > 2; steps -= 2) {
-      if (in_block % steps == 0) return steps;
-    }
-    return 2;
+  static constexpr int64_t kPageBytesAsked = 512;
+  static float scale(const PackedMatrix& w, int64_t panel, int64_t block) {
+    return w.block_scales[panel * ceil_of(w.n_in, w.k_block) + block];
   }
-  static const uint8_t* source(const PackedMatrix& w, const Block<Fp8>& block, int64_t panel) {
-    return tiles_of(w) + (block.panel + panel) * panel_stride(w, kSourceCols, kSourceBytes) +
-           block.tile / 2 * kTile;
-  }
-  static float scale(const PackedMatrix& w, const Block<Fp8>& block, int64_t panel) {
-    return w.block_scales[(block.panel + panel) * ceil_of(w.n_in, w.k_block) +
-                          block.tile * 32 / w.k_block];
-  }
-  static void unpack_half(const uint8_t* tile, int half, uint8_t* to) {
-    const Fp8Widener widener;
-    tile += 8 * half * kLine;
-    to += 8 * half * kLine;
+  // Lines 8 * half .. of a source tile on their way to the same lines of two bf16 tiles.
+  struct Half {
+    const uint8_t* from;
+    uint8_t* to;
+    Fp8Widener widener;
+    Half(const uint8_t* tile, int half, uint8_t* tiles)
+        : from(tile + 8 * half * kLine), to(tiles + 8 * half * kLine) {}
+    inline __attribute__((always_inline)) void lines(int begin, int end) const {
 #pragma GCC unroll 8
-    for (int line = 0; line < 8; ++line) {
-      __m512i first, second;
-      widener.widen(_mm512_loadu_si512(tile + line * kLine), &first, &second);
-      _mm512_store_si512(to + line * kLine, first);
-      _mm512_store_si512(to + kTile + line * kLine, second);
+      for (int line = begin; line < end; ++line) {
+        __m512i first, second;
+        widener.widen(_mm512_loadu_si512(from + line * kLine), &first, &second);
+        _mm512_store_si512(to + line * kLine, first);
+        _mm512_store_si512(to + kTile + line * kLine, second);
+      }
     }
-  }
+  };
 };
 
 }  // namespace

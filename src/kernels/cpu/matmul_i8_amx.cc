@@ -15,24 +15,15 @@ constexpr int64_t kAmxRows = 5;
 struct Int8 {
   static constexpr bool kInteger = true, kUnpacked = false, kScaled = false;
   static constexpr int64_t kSourceCols = 64, kSourceBytes = kTile, kTilesPerSource = 1;
-  static int64_t steps(const PackedMatrix&) { return kMaxSteps; }
-  static const uint8_t* source(const PackedMatrix& w, const Block<Int8>& block, int64_t panel) {
-    return tiles_of(w) + (block.panel + panel) * panel_stride(w, kSourceCols, kSourceBytes) +
-           block.tile * kTile;
-  }
+  static constexpr int64_t kPageBytesAsked = 1024;
+  using Half = NothingToUnpack;
 };
 
 struct Int4 {
   static constexpr bool kInteger = true, kUnpacked = true, kScaled = false;
   static constexpr int64_t kSourceCols = 128, kSourceBytes = kInt4Tile, kTilesPerSource = 2;
-  static int64_t steps(const PackedMatrix&) { return kMaxSteps; }
-  static const uint8_t* source(const PackedMatrix& w, const Block<Int4>& block, int64_t panel) {
-    return tiles_of(w) + (block.panel + panel) * panel_stride(w, kSourceCols, kSourceBytes) +
-           block.tile / 2 * kInt4Tile;
-  }
-  static void unpack_half(const uint8_t* tile, int half, uint8_t* to) {
-    unpack_int4_half<false>(tile, half, to);
-  }
+  static constexpr int64_t kPageBytesAsked = 512;
+  using Half = Int4Half<false>;
 };
 
 }  // namespace

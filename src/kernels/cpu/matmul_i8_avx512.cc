@@ -318,8 +318,8 @@ using Int8 = Int8Format<Vector512>;
 
 struct Int4 : Int4Format<Vector512> {
   static void unpack(const uint8_t* tile, uint8_t* to) {
-    unpack_int4_half<true>(tile, 0, to);
-    unpack_int4_half<true>(tile, 1, to);
+    Int4Half<true>(tile, 0, to).lines(0, 8);
+    Int4Half<true>(tile, 1, to).lines(0, 8);
   }
 };
 

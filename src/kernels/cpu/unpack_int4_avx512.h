@@ -32,29 +32,40 @@ inline Multiplier multiplier(const uint8_t* m) {
                            _mm512_set1_epi8(kUnsigned ? -128 : 0))};
 }
 
-// Lines 8 * half .. of a tile, to the same lines of two int8 tiles.
+// Lines 8 * half .. of a tile on their way to the same lines of two int8 tiles.
 template <bool kUnsigned>
-inline void unpack_int4_half(const uint8_t* tile, int half, uint8_t* to) {
-  constexpr int kAndXor = 0x78;  // (a & b) ^ c in the order (c, a, b)
-  const Multiplier low = multiplier<kUnsigned>(tile + 16 * half);
-  const Multiplier high = multiplier<kUnsigned>(tile + 32 + 16 * half);
-  const __m512i nibble = _mm512_set1_epi8(15), high_nibble = _mm512_set1_epi8(-16);
-  // The high nibbles stay where they are: (16 * q * size << 12) >> 16 is q * size.
-  const __m512i high_flip = _mm512_slli_epi16(high.flip, 4);
-  const __m512i high_size = _mm512_slli_epi16(high.size, 12);
-  tile += (1 + 8 * half) * kLine;
-  to += 8 * half * kLine;
-#pragma GCC unroll 8
-  for (int line = 0; line < 8; ++line) {
-    const __m512i q = _mm512_loadu_si512(tile + line * kLine);
-    const __m512i a = _mm512_ternarylogic_epi32(low.flip, q, nibble, kAndXor);
-    const __m512i b = _mm512_ternarylogic_epi32(high_flip, q, high_nibble, kAndXor);
-    _mm512_store_si512(to + line * kLine,
-                       _mm512_sub_epi8(_mm512_mullo_epi16(a, low.size), low.offset));
-    _mm512_store_si512(to + kTile + line * kLine,
-                       _mm512_sub_epi8(_mm512_mulhi_epu16(b, high_size), high.offset));
+class Int4Half {
+ public:
+  inline __attribute__((always_inline)) Int4Half(const uint8_t* tile, int half, uint8_t* to)
+      : low_(multiplier<kUnsigned>(tile + 16 * half)),
+        high_(multiplier<kUnsigned>(tile + 32 + 16 * half)),
+        from_(tile + (1 + 8 * half) * kLine),
+        to_(to + 8 * half * kLine) {
+    // The high nibbles stay where they are: (16 * q * size << 12) >> 16 is q * size.
+    high_.flip = _mm512_slli_epi16(high_.flip, 4);
+    high_.size = _mm512_slli_epi16(high_.size, 12);
   }
-}
+  // Of its eight lines, those from `begin` to `end`.
+  inline __attribute__((always_inline)) void lines(int begin, int end) const {
+    constexpr int kAndXor = 0x78;  // (a & b) ^ c in the order (c, a, b)
+    const __m512i nibble = _mm512_set1_epi8(15), high_nibble = _mm512_set1_epi8(-16);
+#pragma GCC unroll 8
+    for (int line = begin; line < end; ++line) {
+      const __m512i q = _mm512_loadu_si512(from_ + line * kLine);
+      const __m512i a = _mm512_ternarylogic_epi32(low_.flip, q, nibble, kAndXor);
+      const __m512i b = _mm512_ternarylogic_epi32(high_.flip, q, high_nibble, kAndXor);
+      _mm512_store_si512(to_ + line * kLine,
+                         _mm512_sub_epi8(_mm512_mullo_epi16(a, low_.size), low_.offset));
+      _mm512_store_si512(to_ + kTile + line * kLine,
+                         _mm512_sub_epi8(_mm512_mulhi_epu16(b, high_.size), high_.offset));
+    }
+  }
+
+ private:
+  Multiplier low_, high_;
+  const uint8_t* from_;
+  uint8_t* to_;
+};
 
 }  // namespace
 }  // namespace exo::kernels::cpu
