@@ -57,7 +57,7 @@ void run_experts(::benchmark::State& state, kernels::cpu::Isa isa, const Pair& p
   report(state, bytes, 2.0 * 3 * kHidden * kInter * (kTopK + 2) * static_cast<double>(n));
 }
 
-const int kRegistered = (register_all("experts", {1, 8, 512}, run_experts), 0);
+const int kRegistered = (register_all("experts", {1, 8, 512, 2048}, run_experts), 0);
 
 }  // namespace
 }  // namespace exo::bench

@@ -5,7 +5,8 @@
 /// the L2 cache, which takes four cycles to store a line. Activations come from L2; weights of
 /// formats that must be unpacked are unpacked for every group of row tiles again, the next source
 /// tile while this one is multiplied, into a ring that the L1 cache keeps: the vector units have
-/// time to spare under the tile products, the way to L2 and back has not.
+/// time to spare under the tile products, the way to L2 and back has not. Only fp8, which takes
+/// longer to widen, is kept for the groups that follow.
 ///
 /// Beside the products, a share after each of them: what is multiplied next is unpacked and asked
 /// for.
@@ -21,7 +22,8 @@
 namespace exo::kernels::cpu {
 namespace {  // NOLINT: internal linkage on purpose
 
-constexpr int kMostRowTiles = 3;                          ///< of a group
+constexpr int kMostRowTiles = 3;  ///< of a group
+constexpr int64_t kMostGroups = 11;
 constexpr int64_t kSumBytes = 2 * kMostRowTiles * kTile;  ///< a group's: [row tile][panel] tiles
 constexpr int64_t kSourceTiles = 2;  ///< the most K tiles that a source tile is unpacked to
 constexpr int64_t kSlotBytes = 2 * kSourceTiles * kTile;  ///< a source tile of both panels
@@ -38,22 +40,21 @@ struct NothingToUnpack {
 
 /// The thread's scratch, cut up.
 struct AmxScratch {
-  uint8_t* ring;        ///< [2] slots, [panel][K tile]: what is multiplied, and what comes next
   uint8_t* sums;        ///< a group's
   uint8_t* partial[2];  ///< sums of a block of K before their scale (fp8)
   uint8_t* tail;        ///< the end of a row tile of fewer than 16 rows
+  uint8_t* ring;        ///< slots, [panel][K tile]: what is multiplied, and what comes next
 };
-static_assert(2 * kSlotBytes + 3 * kSumBytes + kTailTiles * kTile <= kMatmulScratchBytes);
+constexpr int64_t kMostSlots =
+    (kMatmulScratchBytes - 3 * kSumBytes - kTailTiles * kTile) / kSlotBytes;
 
 inline AmxScratch cut_scratch(std::byte* scratch) {
-  auto* p = reinterpret_cast<uint8_t*>(scratch);
   AmxScratch s;
-  s.ring = p;
-  p += 2 * kSlotBytes;
-  s.sums = p;
-  s.partial[0] = p + kSumBytes;
-  s.partial[1] = p + 2 * kSumBytes;
-  s.tail = p + 3 * kSumBytes;
+  s.sums = reinterpret_cast<uint8_t*>(scratch);
+  s.partial[0] = s.sums + kSumBytes;
+  s.partial[1] = s.partial[0] + kSumBytes;
+  s.tail = s.partial[1] + kSumBytes;
+  s.ring = s.tail + kTailTiles * kTile;
   return s;
 }
 
@@ -151,39 +152,46 @@ inline void write_out(const MatmulTask& task, const Group& group, int64_t panel,
   }
 }
 
-/// The sums of blocks of K on their way, scaled, to those of the group (fp8), some lines after each
-/// product of the next block.
+/// The sums of a block of K on their way, scaled, to those of their group (fp8), some lines after
+/// each product of what is multiplied next.
 class ScaledSums {
  public:
   ScaledSums(uint8_t* sums, int n_tiles) : sums_(sums), n_lines_(2 * n_tiles * 16) {}
   void begin(const uint8_t* partial, float scale0, float scale1) {
     finish();
+    first_ = partial_ == nullptr;
     partial_ = partial;
     scale_[0] = scale0;
     scale_[1] = scale1;
     line_ = 0;
   }
   inline __attribute__((always_inline)) void step() {
-    if (line_ < n_lines_ && partial_ != nullptr) add_lines(kLinesAtOnce);
+    if (line_ < n_lines_ && partial_ != nullptr) add_lines();
   }
   void finish() {
-    if (partial_ == nullptr) return;
-    add_lines(n_lines_ - line_);
-    first_ = false;
+    while (line_ < n_lines_ && partial_ != nullptr) add_lines();
   }
 
  private:
-  // A block of 128 columns has four K tiles, two products each of 16 lines of sums.
+  // A block of 128 columns has four K tiles, each two products for 32 lines of sums.
   static constexpr int kLinesAtOnce = 4;
 
-  inline void add_lines(int n) {
-    for (; n > 0; --n, ++line_) {
-      auto* sum = reinterpret_cast<float*>(sums_ + line_ * kLine);
-      const __m512 part = _mm512_load_ps(partial_ + line_ * kLine);
-      const __m512 scale = _mm512_set1_ps(scale_[line_ / 16 % 2]);
-      _mm512_store_ps(sum, first_ ? _mm512_mul_ps(part, scale)
-                                  : _mm512_fmadd_ps(part, scale, _mm512_load_ps(sum)));
+  inline __attribute__((always_inline)) void add_lines() {
+    const int line = line_;
+    line_ = line + kLinesAtOnce;
+    const __m512 scale = _mm512_set1_ps(scale_[line / 16 % 2]);
+    const uint8_t* from = partial_ + line * kLine;
+    auto* to = reinterpret_cast<float*>(sums_ + line * kLine);
+    __m512 v[kLinesAtOnce];
+    if (first_) {
+      for (int i = 0; i < kLinesAtOnce; ++i)
+        v[i] = _mm512_mul_ps(_mm512_load_ps(from + i * kLine), scale);
+    } else {
+      for (int i = 0; i < kLinesAtOnce; ++i)
+        v[i] =
+            _mm512_fmadd_ps(_mm512_load_ps(from + i * kLine), scale, _mm512_load_ps(to + 16 * i));
     }
+    for (int i = 0; i < kLinesAtOnce; ++i) _mm512_store_ps(to + 16 * i, v[i]);
   }
 
   uint8_t* sums_;
@@ -223,9 +231,9 @@ inline void store_sums(uint8_t* to) {
   }                                             \
   prefetch.step();                              \
   if constexpr (Format::kScaled) scaled.step(); \
-  half.lines((i)*8 / kA, ((i) + 1) * 8 / kA)
+  if constexpr (kUnpacks) half.lines((i)*8 / kA, ((i) + 1) * 8 / kA)
 
-/// A thread's work on a task: the ring goes on from one group to the next.
+/// A thread's work on a task.
 template <class Format>
 struct Amx {
   using Half = typename Format::Half;
@@ -233,7 +241,8 @@ struct Amx {
   const MatmulTask& task;
   const AmxScratch scratch;
   const int64_t n_sources;  // source tiles along K
-  int slot = 0;             // of the ring: what is multiplied
+  bool kept = false;        // the ring holds all source tiles of a pair, else what comes next
+  int64_t turn = 0;         // source tiles that went through the ring before
 
   explicit Amx(const MatmulTask& t)
       : task(t),
@@ -245,14 +254,20 @@ struct Amx {
     const uint8_t* first = tiles_of(w) + panel * bytes;
     return {{first, n_panels > 1 ? first + bytes : first}};
   }
-  uint8_t* ring(int i, int panel) const {
-    return scratch.ring + i * kSlotBytes + panel * kSourceTiles * kTile;
+  uint8_t* ring(int64_t source, int panel) const {
+    return scratch.ring + (kept ? source : (turn + source) % 2) * kSlotBytes +
+           panel * kSourceTiles * kTile;
+  }
+  void unpack_first(const PanelPair& pair) const {
+    for (int p = 0; p < 2; ++p) {
+      for (int h = 0; h < 2; ++h) Half(pair.panel[p], h, ring(0, p)).lines(0, 8);
+    }
   }
 
-  /// The sums of a group and a pair of panels, to scratch.sums; `next`: the pair after it.
-  template <int kA>
-  void multiply(const Group& group, int64_t panel, const PanelPair& pair, const PanelPair& next,
-                Prefetch& prefetch) {
+  /// The sums of a group and a pair of panels, to scratch.sums. With kUnpacks each source tile
+  /// unpacks the one that comes then, the last one the first of `next`.
+  template <int kA, bool kUnpacks>
+  void multiply(const Group& group, int64_t panel, const PanelPair& pair, const PanelPair& next) {
     const uint8_t* a0 = group.a[0];
     const uint8_t* a1 = group.a[kA > 1 ? 1 : 0];
     const uint8_t* last = group.a[kA - 1];
@@ -268,19 +283,21 @@ struct Amx {
         last_step = kTile;
       }
       const bool at_end = s + 1 == n_sources;
-      const int64_t ahead = at_end ? 0 : (s + 1) * Format::kSourceBytes;
+      const PanelPair& unpacked = at_end ? next : pair;
+      const int64_t offset = at_end ? 0 : (s + 1) * Format::kSourceBytes;
 #pragma GCC unroll 2
       for (int t = 0; t < Format::kTilesPerSource; ++t) {
         const uint8_t* b[2];
         for (int p = 0; p < 2; ++p)
-          b[p] = (Format::kUnpacked ? ring(slot, p) : pair.panel[p] + s * Format::kSourceBytes) +
+          b[p] = (Format::kUnpacked ? ring(s, p) : pair.panel[p] + s * Format::kSourceBytes) +
                  t * kTile;
-        // While K tile t is multiplied, panel t of the next source tile is unpacked.
-        const uint8_t* source = (at_end ? next : pair).panel[t] + ahead;
+        // Beside K tile t, panel t of the source tile that comes then.
+        const uint8_t* source = unpacked.panel[t] + offset;
+        uint8_t* to = ring(s + 1, t);
         // Tile instructions don't tell the compiler what they read.
         asm volatile("" : : : "memory");
         {
-          const Half half(source, 0, ring(slot ^ 1, t));
+          const Half half(source, 0, to);
           _tile_loadd(6, b[0], kLine);
           if constexpr (kA > 1) {
             _tile_loadd(7, a0, kLine);
@@ -300,7 +317,7 @@ struct Amx {
           }
         }
         {
-          const Half half(source, 1, ring(slot ^ 1, t));
+          const Half half(source, 1, to);
           _tile_loadd(6, b[1], kLine);
           if constexpr (kA == 1) {
             EXO_PRODUCT(1, 0);
@@ -322,7 +339,6 @@ struct Amx {
         a1 += kTile;
         last += last_step;
       }
-      slot ^= 1;
       if constexpr (Format::kScaled) {
         if (--left_in_block > 0 && !at_end) continue;
         uint8_t* partial = scratch.partial[block % 2];
@@ -342,43 +358,57 @@ struct Amx {
     }
   }
 
-  void multiply_any(const Group& group, int64_t panel, const PanelPair& pair, const PanelPair& next,
-                    Prefetch& prefetch) {
-    if (group.n_tiles == 3) return multiply<3>(group, panel, pair, next, prefetch);
-    if (group.n_tiles == 2) return multiply<2>(group, panel, pair, next, prefetch);
-    multiply<1>(group, panel, pair, next, prefetch);
+  template <bool kUnpacks>
+  void multiply_group(const Group& group, int64_t panel, const PanelPair& pair,
+                      const PanelPair& next) {
+    if (group.n_tiles == 3) return multiply<3, kUnpacks>(group, panel, pair, next);
+    if (group.n_tiles == 2) return multiply<2, kUnpacks>(group, panel, pair, next);
+    multiply<1, kUnpacks>(group, panel, pair, next);
+  }
+
+  Prefetch prefetch{nullptr, 0, 1, 0};
+
+  /// The first pair of `panels`, over the products of the pair that comes now.
+  void ask_for(const Panels& panels, int64_t n_tiles, int64_t n_groups) {
+    const uint8_t* from = nullptr;
+    int64_t n_bytes = 0;
+    if (panels.w != nullptr) {
+      from = pair_at(*panels.w, panels.begin, panels.count).panel[0];
+      n_bytes = min_of(2, panels.count) *
+                panel_stride(*panels.w, Format::kSourceCols, Format::kSourceBytes);
+    }
+    prefetch = Prefetch(from, n_bytes, n_sources * Format::kTilesPerSource * 2 * n_tiles,
+                        n_groups > 1 ? kPage : Format::kPageBytesAsked);
   }
 
   /// n_rows rows from `row` on with all panels of the task; `after`: what is multiplied then.
   void pass(int64_t row, int64_t n_rows, const Panels& after) {
     const int64_t n_tiles = ceil_of(n_rows, 16), n_groups = ceil_of(n_tiles, kMostRowTiles);
-    const int64_t end = task.panel_begin + task.n_panels;
-    const int64_t n_products = n_sources * Format::kTilesPerSource * 2 * n_tiles;
-    PanelPair pair = pair_at(*task.w, task.panel_begin, task.n_panels);
-    for (int p = 0; p < 2; ++p) {
-      for (int h = 0; h < 2; ++h) Half(pair.panel[p], h, ring(slot, p)).lines(0, 8);
+    Group groups[kMostGroups];
+    for (int64_t g = 0, tile = 0; g < n_groups; ++g) {
+      const int64_t n = ceil_of(n_tiles - tile, n_groups - g);
+      groups[g] = make_group<Format>(*task.x, row + tile * 16, min_of(n * 16, n_rows - tile * 16),
+                                     scratch.tail);
+      tile += n;
     }
+    const int64_t end = task.panel_begin + task.n_panels;
+    kept = Format::kKept && n_groups > 1 && n_sources < kMostSlots;
+    PanelPair pair = pair_at(*task.w, task.panel_begin, task.n_panels);
+    unpack_first(pair);
     for (int64_t panel = task.panel_begin; panel < end; panel += 2) {
       const bool at_end = panel + 2 >= end;
       const PanelPair next = at_end ? pair : pair_at(*task.w, panel + 2, end - panel - 2);
-      const Panels ahead = at_end ? after : Panels{task.w, panel + 2, end - panel - 2};
-      const uint8_t* from = nullptr;
-      int64_t n_bytes = 0;
-      if (ahead.w != nullptr) {
-        from = pair_at(*ahead.w, ahead.begin, ahead.count).panel[0];
-        n_bytes = min_of(2, ahead.count) *
-                  panel_stride(*ahead.w, Format::kSourceCols, Format::kSourceBytes);
-      }
-      Prefetch prefetch(from, n_bytes, n_products, n_groups > 1 ? kPage : Format::kPageBytesAsked);
-      int64_t tile = 0;
+      ask_for(at_end ? after : Panels{task.w, panel + 2, end - panel - 2}, n_tiles, n_groups);
       for (int64_t g = 0; g < n_groups; ++g) {
-        const int64_t n = ceil_of(n_tiles - tile, n_groups - g);
-        const Group group = make_group<Format>(*task.x, row + tile * 16,
-                                               min_of(n * 16, n_rows - tile * 16), scratch.tail);
-        tile += n;
-        multiply_any(group, panel, pair, g + 1 < n_groups ? pair : next, prefetch);
-        write_out<Format>(task, group, panel, min_of(2, end - panel), scratch.sums);
+        if (Format::kUnpacked && (g == 0 || !kept)) {
+          multiply_group<true>(groups[g], panel, pair, g + 1 < n_groups ? pair : next);
+        } else {
+          multiply_group<false>(groups[g], panel, pair, next);
+        }
+        turn += n_sources;
+        write_out<Format>(task, groups[g], panel, min_of(2, end - panel), scratch.sums);
       }
+      if (kept) unpack_first(next);
       pair = next;
     }
   }
@@ -391,7 +421,8 @@ inline void amx_product(const MatmulTask& task) {
   configure_tiles();
   Amx<Format> amx(task);
   const int64_t group_rows = kMostRowTiles * 16;
-  const int64_t in_l2 = max_of(1, kRowsInL2Bytes / row_bytes_of(*task.x) / group_rows) * group_rows;
+  const int64_t groups_in_l2 = kRowsInL2Bytes / row_bytes_of(*task.x) / group_rows;
+  const int64_t in_l2 = min_of(kMostGroups, max_of(1, groups_in_l2)) * group_rows;
   // Passes of nearly equal size.
   const int64_t n_passes = ceil_of(task.n_rows, in_l2);
   const int64_t rows = ceil_of(ceil_of(task.n_rows, n_passes), group_rows) * group_rows;
