@@ -1,7 +1,7 @@
 /// bf16 activations times bf16 and fp8 weights with AMX, few rows with AVX512-BF16. fp8 codes are
 /// widened to bf16 (exactly) a block of K at a time, and each block's f32 sums are scaled after it.
 /// The matrix unit rounds to nearest and takes denormals as zero; a row's value doesn't depend on
-/// the other rows among kAmxRows and more.
+/// the other rows among as many and more.
 #if defined(__x86_64__)
 #include "kernels/cpu/matmul_amx.h"
 #include "kernels/cpu/matmul_x86.h"
@@ -11,7 +11,7 @@ namespace exo::kernels::cpu {
 namespace {
 
 // From this many rows on a tile product costs less than vector products for each row.
-constexpr int64_t kAmxRows = 5;
+constexpr int64_t kBf16Rows = 3, kFp8Rows = 2;
 
 struct Bf16 {
   static constexpr bool kInteger = false, kUnpacked = false, kKept = false, kScaled = false;
@@ -49,11 +49,11 @@ struct Fp8 {
 }  // namespace
 
 void matmul_bf16_bf16_amx(const MatmulTask& task) {
-  if (task.n_rows < kAmxRows) return matmul_bf16_bf16_avx512bf16(task);
+  if (task.n_rows < kBf16Rows) return matmul_bf16_bf16_avx512bf16(task);
   amx_product<Bf16>(task);
 }
 void matmul_bf16_fp8_amx(const MatmulTask& task) {
-  if (task.n_rows < kAmxRows) return matmul_bf16_fp8_avx512bf16(task);
+  if (task.n_rows < kFp8Rows) return matmul_bf16_fp8_avx512bf16(task);
   amx_product<Fp8>(task);
 }
 
