@@ -13,12 +13,16 @@ inline void stores_before_tiles() { asm volatile("" : : : "memory"); }
 
 struct AbsorbedTiles {
   static constexpr bool kTiles = true;
+  // Lines for each 32 columns of the keys: enough for a page of bf16, 19 heads of 8 lines.
+  static constexpr int kAskedAtOnce = 9;
+  static constexpr int64_t kHeadBytes = 512;
   static void begin() { configure_tiles(); }
   static void end() { _tile_release(); }
 
-  // Keys are the left operand. Nothing is asked for ahead: see absorbed_pages_of.
+  // Keys are the left operand. Of the next page only the heads of its 4 KiB are asked for: see
+  // absorbed_pages_of.
   static void scores(const std::byte* keys, int64_t key_bytes, int64_t entry,
-                     const std::byte* queries, const NextPage&, float* out) {
+                     const std::byte* queries, NextPage& next, float* out) {
     const int64_t rows16 = 16 * key_bytes;
     stores_before_tiles();
     _tile_zero(0);
@@ -26,6 +30,7 @@ struct AbsorbedTiles {
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t j = 0; j < entry / 32; ++j, keys += 64) {
+      for (int i = 0; i < kAskedAtOnce; ++i) next.ask_head(kHeadBytes);
       _tile_loadd(4, queries + j * kTileBytes, 64);
       _tile_loadd(6, keys, key_bytes);
       _tile_dpbf16ps(0, 6, 4);

@@ -76,6 +76,13 @@ struct NextPage {
     _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
     at += 64;
   }
+  // Of each 4 KiB the first `bytes`: the L2 streamer brings the rest once it is read in order, but
+  // starts afresh in each.
+  void ask_head(int64_t bytes) {
+    ask();
+    if (static_cast<int64_t>(reinterpret_cast<uintptr_t>(at) % 4096) < bytes) return;
+    at += 4096 - static_cast<int64_t>(reinterpret_cast<uintptr_t>(at) % 4096);
+  }
 };
 inline NextPage page_at(const AbsorbedPages& task, int64_t i) {
   if (i >= task.n_pages) return {nullptr, nullptr};
