@@ -116,7 +116,7 @@ void register_all() {
     if (isa == Isa::reference) continue;
     for (WeightFormat f :
          {WeightFormat::int4, WeightFormat::int8, WeightFormat::bf16, WeightFormat::fp8}) {
-      for (int64_t rows : {1, 2, 4, 8, 16, 32, 64, 128, 512}) {
+      for (int64_t rows : {1, 2, 4, 8, 16, 32, 48, 64, 128, 192, 512}) {
         for (int threads = 1; threads <= n_cpus; threads = threads < n_cpus ? n_cpus : n_cpus + 1) {
           const std::string name = std::string(to_string(isa)) + "/" + std::string(to_string(f)) +
                                    "/" + std::to_string(rows) + "/" + std::to_string(threads);

@@ -243,6 +243,7 @@ struct Amx {
   const int64_t n_sources;  // source tiles along K
   bool kept = false;        // the ring holds all source tiles of a pair, else what comes next
   int64_t turn = 0;         // source tiles that went through the ring before
+  Prefetch prefetch{nullptr, 0, 1, 0};
 
   explicit Amx(const MatmulTask& t)
       : task(t),
@@ -366,9 +367,7 @@ struct Amx {
     multiply<1, kUnpacks>(group, panel, pair, next);
   }
 
-  Prefetch prefetch{nullptr, 0, 1, 0};
-
-  /// The first pair of `panels`, over the products of the pair that comes now.
+  /// Asks for the first pair of `panels` the products of the pair that comes now.
   void ask_for(const Panels& panels, int64_t n_tiles, int64_t n_groups) {
     const uint8_t* from = nullptr;
     int64_t n_bytes = 0;
@@ -408,7 +407,7 @@ struct Amx {
         turn += n_sources;
         write_out<Format>(task, groups[g], panel, min_of(2, end - panel), scratch.sums);
       }
-      if (kept) unpack_first(next);
+      if (kept && !at_end) unpack_first(next);
       pair = next;
     }
   }
