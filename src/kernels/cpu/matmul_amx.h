@@ -11,6 +11,14 @@
 /// Beside the products, a share after each of them: what is multiplied next is unpacked and asked
 /// for.
 ///
+/// A Format says:
+///   kInteger     i8 products and a scale for each row of both operands; else bf16 products
+///   kSourceCols, kSourceBytes, kTilesPerSource   of a source tile, a tile of its weights
+///   kUnpacked    source tiles become K tiles: Half(source tile, half, tiles).lines(begin, end)
+///   kKept        those of a pair of panels are kept for all groups
+///   kScaled      blocks of K have scales: scale(w, panel, block)
+///   kPageBytesAsked   of each 4 KiB, where weights are used once
+///
 /// Include only from files compiled for AMX (see matmul_layout.h about linkage).
 #pragma once
 

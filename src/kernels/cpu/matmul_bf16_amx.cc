@@ -1,7 +1,7 @@
 /// bf16 activations times bf16 and fp8 weights with AMX, few rows with AVX512-BF16. fp8 codes are
-/// widened to bf16 (exactly) a block of K at a time, and each block's f32 sums are scaled after it.
-/// The matrix unit rounds to nearest and takes denormals as zero; a row's value doesn't depend on
-/// the other rows among as many and more.
+/// widened to bf16 (exactly), and each block's f32 sums are scaled after it. The matrix unit rounds
+/// to nearest and takes denormals as zero; a row's value doesn't depend on the other rows of its
+/// product, as long as they are enough for tiles.
 #if defined(__x86_64__)
 #include "kernels/cpu/matmul_amx.h"
 #include "kernels/cpu/matmul_x86.h"

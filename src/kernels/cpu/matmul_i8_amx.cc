@@ -1,6 +1,5 @@
 /// i8 activations times int8 and int4 weights with AMX, few rows with VNNI: exact int32 sums, the
-/// same bits as every other way. An int4 weight m * q fits a byte, so a block is unpacked to int8
-/// tiles once for all rows.
+/// same bits as every other way. An int4 weight m * q fits a byte, so it is unpacked to int8 tiles.
 #if defined(__x86_64__)
 #include "kernels/cpu/matmul_amx.h"
 #include "kernels/cpu/matmul_x86.h"
