@@ -209,15 +209,6 @@ class ScaledSums {
   int n_lines_, line_ = 0;
 };
 
-inline void zero_sums() {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_zero(4);
-  _tile_zero(5);
-}
-
 template <int kA>
 inline void store_sums(uint8_t* to) {
   _tile_stored(0, to, kLine);
@@ -285,7 +276,7 @@ struct Amx {
     [[maybe_unused]] const int64_t in_block =
         Format::kScaled ? task.w->k_block / Format::kSourceCols : 0;
     [[maybe_unused]] int64_t block = 0, left_in_block = in_block;
-    zero_sums();
+    zero_tiles();
     for (int64_t s = 0; s < n_sources; ++s) {
       if (s == group.tail_at) {
         last = group.tail;
@@ -355,7 +346,7 @@ struct Amx {
         const bool lone = pair.panel[0] == pair.panel[1];
         scaled.begin(partial, Format::scale(*task.w, panel, block),
                      Format::scale(*task.w, lone ? panel : panel + 1, block));
-        zero_sums();
+        zero_tiles();
         ++block;
         left_in_block = in_block;
       }

@@ -9,12 +9,7 @@ namespace {
 template <bool kInteger>
 double tile_loop(int64_t n) {
   configure_tiles();
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_zero(4);
-  _tile_zero(5);
+  zero_tiles();
   for (int64_t i = 0; i < n; ++i) {
     if constexpr (kInteger) {
       _tile_dpbssd(0, 4, 5);

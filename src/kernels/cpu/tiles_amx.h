@@ -25,5 +25,15 @@ namespace {  // NOLINT: internal linkage on purpose
   _tile_loadconfig(&config);
 }
 
+/// Tiles 0 to 5.
+[[maybe_unused]] inline void zero_tiles() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+}
+
 }  // namespace
 }  // namespace exo::kernels::cpu
