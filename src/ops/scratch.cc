@@ -114,12 +114,13 @@ int64_t experts_scratch_bytes(int64_t n_tokens, int64_t top_k, int64_t n_experts
 
 int64_t mla_absorbed_scratch_bytes(int64_t n_rows, int64_t n_heads, int64_t kv_lora_rank,
                                    int64_t rope_dim, int n_threads) {
-  // A thread's page in f32 or in tiles, one block of 16 heads' queries and scores, every block's
-  // queries and two states; and 8 partial states of each unit of work (a row and 16 heads) while
-  // there are fewer than 4 units a thread, of a whole row's blocks at least.
+  // A thread's page in f32, or three in bf16 with what becomes of them in tiles, one block of 16
+  // heads' queries and scores, every block's queries and two states; and 8 partial states of each
+  // unit of work (a row and 16 heads) while there are fewer than 4 units a thread, of a whole row's
+  // blocks at least.
   const int64_t entry = align_up(kv_lora_rank + rope_dim, 16), n_blocks = ceil_div(n_heads, 16);
   const int64_t state = piece(16 * (align_up(kv_lora_rank, 16) + 32) * 4);
-  const int64_t per_thread = piece(kPageTokens * entry * 4 + 6144) + piece(16 * entry * 4) +
+  const int64_t per_thread = piece(3 * kPageTokens * (entry * 2 + 512)) + piece(16 * entry * 4) +
                              piece(16 * kPageTokens * 4) +
                              n_blocks * (piece(16 * entry * 4) + 2 * state);
   const int64_t n_units = std::min(n_rows * n_blocks, int64_t{4} * n_threads + n_blocks);

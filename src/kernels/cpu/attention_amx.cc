@@ -1,93 +1,12 @@
 /// The tile products of both attentions on AMX. Compiled with AMX flags: see matmul_layout.h about
 /// linkage.
 #if defined(__x86_64__)
-#include "kernels/cpu/attention_absorbed_avx512.h"
+#include "kernels/cpu/attention_absorbed_amx.h"
 #include "kernels/cpu/attention_expanded_avx512.h"
 #include "kernels/cpu/tiles_amx.h"
 
 namespace exo::kernels::cpu {
 namespace {
-
-// The intrinsics for tile loads don't tell the compiler that they read memory.
-inline void stores_before_tiles() { asm volatile("" : : : "memory"); }
-
-struct AbsorbedTiles {
-  static constexpr bool kTiles = true;
-  // Lines for each 32 columns of the keys: enough for a page of bf16, 19 heads of 8 lines.
-  static constexpr int kAskedAtOnce = 9;
-  static constexpr int64_t kHeadBytes = 512;
-  static void begin() { configure_tiles(); }
-  static void end() { _tile_release(); }
-
-  // Keys are the left operand. Of the next page only the heads of its 4 KiB are asked for: see
-  // absorbed_pages_of.
-  static void scores(const std::byte* keys, int64_t key_bytes, int64_t entry,
-                     const std::byte* queries, NextPage& next, float* out) {
-    const int64_t rows16 = 16 * key_bytes;
-    stores_before_tiles();
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t j = 0; j < entry / 32; ++j, keys += 64) {
-      for (int i = 0; i < kAskedAtOnce; ++i) next.ask_head(kHeadBytes);
-      _tile_loadd(4, queries + j * kTileBytes, 64);
-      _tile_loadd(6, keys, key_bytes);
-      _tile_dpbf16ps(0, 6, 4);
-      _tile_loadd(7, keys + rows16, key_bytes);
-      _tile_dpbf16ps(1, 7, 4);
-      _tile_loadd(6, keys + 2 * rows16, key_bytes);
-      _tile_dpbf16ps(2, 6, 4);
-      _tile_loadd(7, keys + 3 * rows16, key_bytes);
-      _tile_dpbf16ps(3, 7, 4);
-    }
-    _tile_stored(0, out, 64);
-    _tile_stored(1, out + 256, 64);
-    _tile_stored(2, out + 512, 64);
-    _tile_stored(3, out + 768, 64);
-  }
-
-  static void add_values(const AbsorbedPage&, int64_t rank, const AbsorbedScratch& s,
-                         const NextPage&, float* sum, int64_t stride) {
-    stores_before_tiles();
-    for (int64_t c = 0; c < rank; c += 64)
-      add_columns(s.weights, s.values + c / 16 * kTileBytes, rank / 16 * kTileBytes, sum + c,
-                  stride * 4);
-  }
-
- private:
-  // sum [16 heads, 64 columns] += weights [16, 64 keys] * values
-  static inline void add_columns(const std::byte* weights, const std::byte* values,
-                                 int64_t half_bytes, float* sum, int64_t stride_bytes) {
-    _tile_loadd(4, weights, 64);
-    _tile_loadd(5, weights + kTileBytes, 64);
-    _tile_loadd(0, sum, stride_bytes);
-    _tile_loadd(1, sum + 16, stride_bytes);
-    _tile_loadd(2, sum + 32, stride_bytes);
-    _tile_loadd(3, sum + 48, stride_bytes);
-    _tile_loadd(6, values, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, values + kTileBytes, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(6, values + 2 * kTileBytes, 64);
-    _tile_dpbf16ps(2, 4, 6);
-    _tile_loadd(7, values + 3 * kTileBytes, 64);
-    _tile_dpbf16ps(3, 4, 7);
-    values += half_bytes;
-    _tile_loadd(6, values, 64);
-    _tile_dpbf16ps(0, 5, 6);
-    _tile_loadd(7, values + kTileBytes, 64);
-    _tile_dpbf16ps(1, 5, 7);
-    _tile_loadd(6, values + 2 * kTileBytes, 64);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_loadd(7, values + 3 * kTileBytes, 64);
-    _tile_dpbf16ps(3, 5, 7);
-    _tile_stored(0, sum, stride_bytes);
-    _tile_stored(1, sum + 16, stride_bytes);
-    _tile_stored(2, sum + 32, stride_bytes);
-    _tile_stored(3, sum + 48, stride_bytes);
-  }
-};
 
 struct ExpandedTileProducts {
   static constexpr bool kSteps = true;
@@ -166,7 +85,7 @@ struct ExpandedTileProducts {
 }  // namespace
 
 AbsorbedAttention absorbed_tiles_amx() {
-  return {.query = absorbed_query, .pages = absorbed_pages<AbsorbedTiles>, .n_interleaved = 2};
+  return {.query = absorbed_query, .pages = absorbed_on_tiles, .n_interleaved = 2};
 }
 
 ExpandedAttention expanded_tiles_amx() {

@@ -67,10 +67,6 @@ struct RopePairs {
 };
 
 struct AbsorbedVectors {
-  static constexpr bool kTiles = false;
-  static void begin() {}
-  static void end() {}
-
   static void scores(const std::byte* keys, int64_t key_bytes, int64_t entry,
                      const std::byte* queries, NextPage& next, float* out) {
     for (int64_t t = 0; t < kPageKeys; t += 16) {
@@ -84,11 +80,11 @@ struct AbsorbedVectors {
   }
 
   // The latents' rows, as they are: two keys' lines are interleaved in registers for 8 heads.
-  static void add_values(const AbsorbedPage& page, int64_t rank, const AbsorbedScratch& s,
+  static void add_values(const AbsorbedPage& page, int64_t rank, const std::byte* weights,
                          NextPage& next, float* sum, int64_t stride) {
     for (int64_t c = 0; c < rank; c += 32) {
-      add_columns(page, c, s.weights, next, sum + c, stride);
-      add_columns(page, c, s.weights + 32, next, sum + 8 * stride + c, stride);
+      add_columns(page, c, weights, next, sum + c, stride);
+      add_columns(page, c, weights + 32, next, sum + 8 * stride + c, stride);
     }
   }
 

@@ -20,9 +20,13 @@ namespace exo::kernels::cpu {
 
 /// Bytes of the queries of 16 heads in whatever form; 64-aligned.
 constexpr int64_t absorbed_query_bytes(int64_t entry) { return entry * 64; }
-/// Bytes of the scratch of AbsorbedAttention::pages; 64-aligned. (Tiles need the most.)
-constexpr int64_t absorbed_scratch_bytes(int64_t entry, int64_t rank) {
-  return 6144 + rank * 128 + entry * 128;
+/// What AMX takes together: pages and columns, and blocks of heads at most.
+constexpr int64_t kAbsorbedStepPages = 3, kAbsorbedColumns = 64, kAbsorbedMostBlocks = 8;
+/// Bytes of the scratch of AbsorbedAttention::pages; 64-aligned. AMX needs the most: for each key
+/// of a step two blocks' scores, all blocks' weights, some columns of its values, and its entry.
+constexpr int64_t absorbed_scratch_bytes(int64_t entry) {
+  return kAbsorbedStepPages * 64 *
+         (2 * 64 + kAbsorbedMostBlocks * 32 + kAbsorbedColumns * 2 + entry * 2);
 }
 
 /// Pages of one row, in order, each prepared once for all blocks of heads.

@@ -46,6 +46,7 @@ using MatmulKernel = void (*)(const MatmulTask& task);
 struct Matmul {
   MatmulKernel kernel = nullptr;
   MatmulKernel add_wide = nullptr;  ///< null where there can be none
+  int64_t most_rows = INT64_MAX;    ///< of add_wide: tasks of more have been given theirs by kernel
 
   void operator()(const MatmulTask& task) const;
 };

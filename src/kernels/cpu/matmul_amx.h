@@ -9,7 +9,7 @@
 /// longer to widen, is kept for the groups that follow.
 ///
 /// Beside the products, a share after each of them: what is multiplied next is unpacked and asked
-/// for.
+/// for. After a source tile's products come those of its columns' wide values (wide_amx.h).
 ///
 /// A Format says:
 ///   kInteger     i8 products and a scale for each row of both operands; else bf16 products
@@ -26,6 +26,7 @@
 
 #include "kernels/cpu/matmul_layout.h"
 #include "kernels/cpu/tiles_amx.h"
+#include "kernels/cpu/wide_amx.h"
 
 namespace exo::kernels::cpu {
 namespace {  // NOLINT: internal linkage on purpose
@@ -52,9 +53,14 @@ struct AmxScratch {
   uint8_t* partial[2];  ///< sums of a block of K before their scale (fp8)
   uint8_t* tail;        ///< the end of a row tile of fewer than 16 rows
   uint8_t* ring;        ///< slots, [panel][K tile]: what is multiplied, and what comes next
+  WideScratch wide;     ///< of integers, behind the two slots that those use
 };
 constexpr int64_t kMostSlots =
     (kMatmulScratchBytes - 3 * kSumBytes - kTailTiles * kTile) / kSlotBytes;
+
+static_assert(kTailTiles * kTile + 2 * kSlotBytes + 4 * kSumBytes +
+                  (kMostWideEntries + kMostGroups) * static_cast<int64_t>(sizeof(WideEntry)) <=
+              kMatmulScratchBytes);
 
 inline AmxScratch cut_scratch(std::byte* scratch) {
   AmxScratch s;
@@ -63,6 +69,8 @@ inline AmxScratch cut_scratch(std::byte* scratch) {
   s.partial[1] = s.partial[0] + kSumBytes;
   s.tail = s.partial[1] + kSumBytes;
   s.ring = s.tail + kTailTiles * kTile;
+  s.wide.sums = s.ring + 2 * kSlotBytes;
+  s.wide.entries = reinterpret_cast<WideEntry*>(s.wide.sums + kSumBytes);
   return s;
 }
 
@@ -77,11 +85,12 @@ struct Group {
   int64_t last_step;  ///< bytes from a K tile of the last row tile to the next
   int64_t tail_at;    ///< the source tile from which on the last row tile is in `tail`, or -1
   const uint8_t* tail;
+  const WideEntry* wide;  ///< its rows' wide values (integers)
 };
 
 template <class Format>
 inline Group make_group(const PackedRows& x, int64_t row, int64_t n_rows, uint8_t* tail) {
-  Group g = {row, n_rows, static_cast<int>(ceil_of(n_rows, 16)), {}, kTile, -1, tail};
+  Group g = {row, n_rows, static_cast<int>(ceil_of(n_rows, 16)), {}, kTile, -1, tail, nullptr};
   for (int i = 0; i < g.n_tiles; ++i) g.a[i] = row_tile(x, row + i * 16).data;
   const int64_t last = row + (g.n_tiles - 1) * 16, n = min_of(16, x.n_rows - last);
   if (n == 16) return g;
@@ -129,7 +138,7 @@ class Prefetch {
 /// A group's sums to the task's output.
 template <class Format>
 inline void write_out(const MatmulTask& task, const Group& group, int64_t panel, int64_t n_panels,
-                      const uint8_t* sums) {
+                      const AmxScratch& s) {
   float* out = task.out + (group.row - task.row_begin) * task.out_stride +
                (panel - task.panel_begin) * kPanelRows;
   __mmask16 mask[2] = {};
@@ -140,15 +149,21 @@ inline void write_out(const MatmulTask& task, const Group& group, int64_t panel,
       row_scales[p] = _mm512_loadu_ps(task.w->row_scales + (panel + p) * kPanelRows);
   }
   for (int64_t r = 0; r < group.n_rows; ++r, out += task.out_stride) {
-    const uint8_t* line = sums + r / 16 * 2 * kTile + r % 16 * kLine;
+    const uint8_t* line = s.sums + r / 16 * 2 * kTile + r % 16 * kLine;
     for (int64_t p = 0; p < n_panels; ++p) {
-      __m512 v = _mm512_load_ps(line + p * kTile);
-      if constexpr (Format::kInteger)
-        v = _mm512_mul_ps(
-            _mm512_cvtepi32_ps(_mm512_castps_si512(v)),
-            _mm512_mul_ps(_mm512_set1_ps(task.x->scales[group.row + r]), row_scales[p]));
+      __m512 v = _mm512_load_ps(line + p * kTile), scale;
+      if constexpr (Format::kInteger) {
+        scale = _mm512_mul_ps(_mm512_set1_ps(task.x->scales[group.row + r]), row_scales[p]);
+        v = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(v)), scale);
+      }
       float* to = out + p * kPanelRows;
       if (task.accumulate) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask[p], to), v);
+      if constexpr (Format::kInteger) {
+        if (task.x->n_wide[group.row + r] > 0) {
+          const __m512i wide = _mm512_load_si512(s.wide.sums + (2 * r + p) * kLine);
+          v = _mm512_add_ps(v, _mm512_mul_ps(_mm512_cvtepi32_ps(wide), scale));
+        }
+      }
       _mm512_mask_storeu_ps(to, mask[p], v);
     }
     // A store that waits for its line holds up the stores behind it.
@@ -258,6 +273,10 @@ struct Amx {
     return scratch.ring + (kept ? source : (turn + source) % 2) * kSlotBytes +
            panel * kSourceTiles * kTile;
   }
+  /// What is multiplied of a source tile.
+  const uint8_t* tiles_at(const PanelPair& pair, int64_t source, int p) const {
+    return Format::kUnpacked ? ring(source, p) : pair.panel[p] + source * Format::kSourceBytes;
+  }
   void unpack_first(const PanelPair& pair) const {
     for (int p = 0; p < 2; ++p) {
       for (int h = 0; h < 2; ++h) Half(pair.panel[p], h, ring(0, p)).lines(0, 8);
@@ -276,6 +295,10 @@ struct Amx {
     [[maybe_unused]] const int64_t in_block =
         Format::kScaled ? task.w->k_block / Format::kSourceCols : 0;
     [[maybe_unused]] int64_t block = 0, left_in_block = in_block;
+    [[maybe_unused]] const WideEntry* wide = group.wide;
+    if constexpr (Format::kInteger) {
+      if (wide->source != kNoSource) __builtin_memset(scratch.wide.sums, 0, kSumBytes);
+    }
     zero_tiles();
     for (int64_t s = 0; s < n_sources; ++s) {
       if (s == group.tail_at) {
@@ -288,9 +311,7 @@ struct Amx {
 #pragma GCC unroll 2
       for (int t = 0; t < Format::kTilesPerSource; ++t) {
         const uint8_t* b[2];
-        for (int p = 0; p < 2; ++p)
-          b[p] = (Format::kUnpacked ? ring(s, p) : pair.panel[p] + s * Format::kSourceBytes) +
-                 t * kTile;
+        for (int p = 0; p < 2; ++p) b[p] = tiles_at(pair, s, p) + t * kTile;
         // Beside K tile t, panel t of the source tile that comes then.
         const uint8_t* source = unpacked.panel[t] + offset;
         uint8_t* to = ring(s + 1, t);
@@ -339,6 +360,10 @@ struct Amx {
         a1 += kTile;
         last += last_step;
       }
+      if constexpr (Format::kInteger) {
+        if (wide->source == s)
+          wide = add_wide(wide, tiles_at(pair, s, 0), tiles_at(pair, s, 1), scratch.wide.sums);
+      }
       if constexpr (Format::kScaled) {
         if (--left_in_block > 0 && !at_end) continue;
         uint8_t* partial = scratch.partial[block % 2];
@@ -383,10 +408,15 @@ struct Amx {
   void pass(int64_t row, int64_t n_rows, const Panels& after) {
     const int64_t n_tiles = ceil_of(n_rows, 16), n_groups = ceil_of(n_tiles, kMostRowTiles);
     Group groups[kMostGroups];
+    WideEntry* wide = scratch.wide.entries;
     for (int64_t g = 0, tile = 0; g < n_groups; ++g) {
       const int64_t n = ceil_of(n_tiles - tile, n_groups - g);
       groups[g] = make_group<Format>(*task.x, row + tile * 16, min_of(n * 16, n_rows - tile * 16),
                                      scratch.tail);
+      if constexpr (Format::kInteger) {
+        groups[g].wide = wide;
+        wide = list_wide(*task.x, groups[g].row, groups[g].n_rows, Format::kSourceCols, wide);
+      }
       tile += n;
     }
     const int64_t end = task.panel_begin + task.n_panels;
@@ -404,7 +434,7 @@ struct Amx {
           multiply_group<false>(groups[g], panel, pair, next);
         }
         turn += n_sources;
-        write_out<Format>(task, groups[g], panel, min_of(2, end - panel), scratch.sums);
+        write_out<Format>(task, groups[g], panel, min_of(2, end - panel), scratch);
       }
       if (kept && !at_end) unpack_first(next);
       pair = next;
@@ -420,10 +450,11 @@ inline void amx_product(const MatmulTask& task) {
   Amx<Format> amx(task);
   const int64_t group_rows = kMostRowTiles * 16;
   const int64_t groups_in_l2 = kRowsInL2Bytes / row_bytes_of(*task.x) / group_rows;
-  const int64_t in_l2 = min_of(kMostGroups, max_of(1, groups_in_l2)) * group_rows;
+  int64_t in_l2 = min_of(kMostGroups, max_of(1, groups_in_l2)) * group_rows;
+  if (Format::kInteger) in_l2 = min_of(in_l2, kMostWideEntries / most_wide_of(*task.x) / 16 * 16);
   // Passes of nearly equal size.
-  const int64_t n_passes = ceil_of(task.n_rows, in_l2);
-  const int64_t rows = ceil_of(ceil_of(task.n_rows, n_passes), group_rows) * group_rows;
+  const int64_t n_passes = ceil_of(task.n_rows, in_l2), step = min_of(group_rows, in_l2);
+  const int64_t rows = ceil_of(ceil_of(task.n_rows, n_passes), step) * step;
   const Panels again = {task.w, task.panel_begin, task.n_panels};
   for (int64_t r = 0; r < task.n_rows; r += rows)
     amx.pass(task.row_begin + r, min_of(rows, task.n_rows - r),

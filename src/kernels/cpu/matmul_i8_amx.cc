@@ -9,7 +9,7 @@ namespace exo::kernels::cpu {
 namespace {
 
 // From this many rows on a tile product costs less than vector products for each row.
-constexpr int64_t kAmxRows = 5;
+constexpr int64_t kAmxRows = kAmxWideRows;
 
 struct Int8 {
   static constexpr bool kInteger = true, kUnpacked = false, kKept = false, kScaled = false;

@@ -26,6 +26,8 @@ void matmul_bf16_fp8_avx512(const MatmulTask& task);
 void matmul_bf16_bf16_avx512bf16(const MatmulTask& task);
 void matmul_bf16_fp8_avx512bf16(const MatmulTask& task);
 
+/// Tasks of at least so many rows have their wide values added by the next two themselves.
+inline constexpr int64_t kAmxWideRows = 5;
 void matmul_i8_int8_amx(const MatmulTask& task);
 void matmul_i8_int4_amx(const MatmulTask& task);
 void matmul_bf16_bf16_amx(const MatmulTask& task);

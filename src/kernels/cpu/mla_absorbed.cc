@@ -69,8 +69,8 @@ struct Body {
         state_bytes(State::bytes(rank_padded)) {
     words = tiles == nullptr && a.pages.dtype != DType::f32 && v.attend_words != nullptr &&
             rank % 32 == 0 && entry % 2 == 0 && entry <= kHeads * ops::kPageTokens * 2;
-    page_bytes = tiles != nullptr ? absorbed_scratch_bytes(entry, rank)
-                                  : ops::kPageTokens * entry_padded * 4;
+    page_bytes =
+        tiles != nullptr ? absorbed_scratch_bytes(entry) : ops::kPageTokens * entry_padded * 4;
     query_bytes = tiles != nullptr ? absorbed_query_bytes(entry) : kHeads * entry_padded * 4;
   }
 
