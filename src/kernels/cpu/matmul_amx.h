@@ -17,7 +17,6 @@
 ///   kUnpacked    source tiles become K tiles: Half(source tile, half, tiles).lines(begin, end)
 ///   kKept        those of a pair of panels are kept for all groups
 ///   kScaled      blocks of K have scales: scale(w, panel, block)
-///   kPageBytesAsked   of each 4 KiB, where weights are used once
 ///
 /// Include only from files compiled for AMX (see matmul_layout.h about linkage).
 #pragma once
@@ -39,7 +38,6 @@ constexpr int64_t kSlotBytes = 2 * kSourceTiles * kTile;  ///< a source tile of 
 constexpr int64_t kRowsInL2Bytes = 1200 << 10;  ///< activations of a pass, which stay there
 constexpr int64_t kWriteAhead = 8;  ///< rows of output asked for before they are written
 constexpr int64_t kTailTiles = 15 + kSourceTiles;
-constexpr int64_t kPage = 4096;
 
 /// Of formats that are multiplied as they are.
 struct NothingToUnpack {
@@ -110,29 +108,28 @@ struct PanelPair {
   const uint8_t* panel[2];
 };
 
-/// What comes next, asked for into L2 evenly over the products until then: of each page the first
-/// `page_bytes`, or all. What is asked for holds a fill buffer until it comes, and activations on
-/// their way from L2 need those too; the L2 streamer needs none, but starts afresh in each page.
+/// What comes next, asked for into L2 evenly over the products until then, in four streams: one
+/// alone comes later.
 class Prefetch {
  public:
-  Prefetch(const uint8_t* from, int64_t n_bytes, int64_t n_products, int64_t page_bytes)
-      : at_(from),
-        n_lines_(ceil_of(n_bytes, kLine)),
-        n_left_(n_lines_),
-        n_products_(n_products),
-        page_bytes_(page_bytes) {}
+  Prefetch(const uint8_t* from, int64_t n_bytes, int64_t n_products)
+      : at_(from), n_lines_(ceil_of(n_bytes, kStreams * kLine)), n_products_(n_products) {
+    n_left_ = n_lines_;
+  }
   inline __attribute__((always_inline)) void step() {
     credit_ += n_lines_;
     for (; credit_ >= n_products_ && n_left_ > 0; credit_ -= n_products_, --n_left_) {
-      if (static_cast<int64_t>(reinterpret_cast<uintptr_t>(at_) % kPage) < page_bytes_)
-        _mm_prefetch(reinterpret_cast<const char*>(at_), _MM_HINT_T1);
+#pragma GCC unroll 4
+      for (int i = 0; i < kStreams; ++i)
+        _mm_prefetch(reinterpret_cast<const char*>(at_ + i * n_lines_ * kLine), _MM_HINT_T1);
       at_ += kLine;
     }
   }
 
  private:
+  static constexpr int kStreams = 4;
   const uint8_t* at_;
-  int64_t n_lines_, n_left_, n_products_, page_bytes_, credit_ = 0;
+  int64_t n_lines_, n_left_, n_products_, credit_ = 0;
 };
 
 /// A group's sums to the task's output.
@@ -257,7 +254,7 @@ struct Amx {
   const int64_t n_sources;  // source tiles along K
   bool kept = false;        // the ring holds all source tiles of a pair, else what comes next
   int64_t turn = 0;         // source tiles that went through the ring before
-  Prefetch prefetch{nullptr, 0, 1, 0};
+  Prefetch prefetch{nullptr, 0, 1};
 
   explicit Amx(const MatmulTask& t)
       : task(t),
@@ -392,7 +389,7 @@ struct Amx {
   }
 
   /// Asks for the first pair of `panels` the products of the pair that comes now.
-  void ask_for(const Panels& panels, int64_t n_tiles, int64_t n_groups) {
+  void ask_for(const Panels& panels, int64_t n_tiles) {
     const uint8_t* from = nullptr;
     int64_t n_bytes = 0;
     if (panels.w != nullptr) {
@@ -400,8 +397,7 @@ struct Amx {
       n_bytes = min_of(2, panels.count) *
                 panel_stride(*panels.w, Format::kSourceCols, Format::kSourceBytes);
     }
-    prefetch = Prefetch(from, n_bytes, n_sources * Format::kTilesPerSource * 2 * n_tiles,
-                        n_groups > 1 ? kPage : Format::kPageBytesAsked);
+    prefetch = Prefetch(from, n_bytes, n_sources * Format::kTilesPerSource * 2 * n_tiles);
   }
 
   /// n_rows rows from `row` on with all panels of the task; `after`: what is multiplied then.
@@ -426,7 +422,7 @@ struct Amx {
     for (int64_t panel = task.panel_begin; panel < end; panel += 2) {
       const bool at_end = panel + 2 >= end;
       const PanelPair next = at_end ? pair : pair_at(*task.w, panel + 2, end - panel - 2);
-      ask_for(at_end ? after : Panels{task.w, panel + 2, end - panel - 2}, n_tiles, n_groups);
+      ask_for(at_end ? after : Panels{task.w, panel + 2, end - panel - 2}, n_tiles);
       for (int64_t g = 0; g < n_groups; ++g) {
         if (Format::kUnpacked && (g == 0 || !kept)) {
           multiply_group<true>(groups[g], panel, pair, g + 1 < n_groups ? pair : next);

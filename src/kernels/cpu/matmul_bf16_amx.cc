@@ -16,14 +16,12 @@ constexpr int64_t kBf16Rows = 3, kFp8Rows = 2;
 struct Bf16 {
   static constexpr bool kInteger = false, kUnpacked = false, kKept = false, kScaled = false;
   static constexpr int64_t kSourceCols = 32, kSourceBytes = kTile, kTilesPerSource = 1;
-  static constexpr int64_t kPageBytesAsked = 1024;
   using Half = NothingToUnpack;
 };
 
 struct Fp8 {
   static constexpr bool kInteger = false, kUnpacked = true, kKept = true, kScaled = true;
   static constexpr int64_t kSourceCols = 64, kSourceBytes = kTile, kTilesPerSource = 2;
-  static constexpr int64_t kPageBytesAsked = 512;
   static float scale(const PackedMatrix& w, int64_t panel, int64_t block) {
     return w.block_scales[panel * ceil_of(w.n_in, w.k_block) + block];
   }

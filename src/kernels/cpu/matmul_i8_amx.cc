@@ -14,14 +14,12 @@ constexpr int64_t kAmxRows = kAmxWideRows;
 struct Int8 {
   static constexpr bool kInteger = true, kUnpacked = false, kKept = false, kScaled = false;
   static constexpr int64_t kSourceCols = 64, kSourceBytes = kTile, kTilesPerSource = 1;
-  static constexpr int64_t kPageBytesAsked = 1024;
   using Half = NothingToUnpack;
 };
 
 struct Int4 {
   static constexpr bool kInteger = true, kUnpacked = true, kKept = false, kScaled = false;
   static constexpr int64_t kSourceCols = 128, kSourceBytes = kInt4Tile, kTilesPerSource = 2;
-  static constexpr int64_t kPageBytesAsked = 512;
   using Half = Int4Half<false>;
 };
 
