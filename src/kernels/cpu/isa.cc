@@ -91,17 +91,22 @@ std::vector<Feature> find_features() {
   };
 }
 
+bool vendor_is(uint32_t b, uint32_t d, uint32_t c) {
+  const Cpuid vendor = cpuid(0, 0);
+  return vendor.b == b && vendor.d == d && vendor.c == c;
+}
 // AMD's processors up to Zen 4 read slower the farther ahead they are asked.
 bool reads_best_asked_late() {
-  const Cpuid vendor = cpuid(0, 0), version = cpuid(1, 0);
-  const bool amd = vendor.b == 0x68747541 && vendor.d == 0x69746E65 && vendor.c == 0x444D4163;
+  const Cpuid version = cpuid(1, 0);
   const uint32_t family = (version.a >> 8 & 15) + (version.a >> 20 & 255);  // Zen 5: 1Ah
-  return amd && family < 0x1A;
+  return vendor_is(0x68747541, 0x69746E65, 0x444D4163) && family < 0x1A;    // AuthenticAMD
 }
+bool is_intel() { return vendor_is(0x756E6547, 0x49656E69, 0x6C65746E); }  // GenuineIntel
 
 #else
 
 bool reads_best_asked_late() { return false; }
+bool is_intel() { return false; }
 
 // Advanced SIMD is part of AArch64.
 std::vector<Feature> find_features() { return {{"neon", true}}; }
@@ -210,6 +215,10 @@ std::string describe_features() {
 int64_t read_ahead_bytes() {
   static const int64_t kBytes = reads_best_asked_late() ? 512 : 2048;
   return kBytes;
+}
+bool reads_in_many_streams() {
+  static const bool kMany = is_intel();
+  return kMany;
 }
 
 }  // namespace exo::kernels::cpu

@@ -38,6 +38,8 @@ std::string describe_features();
 /// How many bytes before its use a line of streamed weights is best asked for: a property of the
 /// processor, found by measuring (docs/performance.md).
 int64_t read_ahead_bytes();
+/// Do four or eight streams a thread find more of the memory's bandwidth than two? Likewise.
+bool reads_in_many_streams();
 
 /// The operations' bodies on one instruction set. Precondition: isa is in supported_isas().
 const ops::OpTable& table(Isa isa);

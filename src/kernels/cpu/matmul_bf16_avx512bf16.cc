@@ -103,18 +103,10 @@ inline void rows_of_panels(const MatmulTask& task, int64_t panel, int64_t apart)
 
 template <int R, bool kFp8>
 void rows_of_tile(const MatmulTask& task) {
-  const int64_t half = stream_panels(task.n_panels);
-  const int64_t end = task.panel_begin + task.n_panels;
-  int64_t panel = task.panel_begin;
-  if (task.n_panels >= 2) {
-    for (; panel < task.panel_begin + half; ++panel) {
-      if (panel + 1 == task.panel_begin + half)
-        prefetch_streams(task.next, ceil_of(task.w->n_in, kFp8 ? 64 : 32) * kTile, kPrefetch);
-      rows_of_panels<R, 2, kFp8>(task, panel, half);
-    }
-    panel += half;
-  }
-  if (panel < end) rows_of_panels<R, 1, kFp8>(task, panel, 1);
+  const int64_t panel_bytes = ceil_of(task.w->n_in, kFp8 ? 64 : 32) * kTile;
+  in_streams<R <= 2 ? 4 : 2>(
+      task, panel_bytes, kPrefetch,
+      [&]<int P>(int64_t first, int64_t apart) { rows_of_panels<R, P, kFp8>(task, first, apart); });
 }
 
 template <bool kFp8, int R = 1>

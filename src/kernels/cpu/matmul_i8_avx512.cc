@@ -62,7 +62,7 @@ inline void int8_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_
   for (int64_t t = 0; t < n_tiles; ++t) {
 #pragma GCC unroll 16
     for (int line = 0; line < 16; ++line) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
         const uint8_t* at = w + p * stride + line * kLine;
         ask.line(at, p);
@@ -166,13 +166,21 @@ inline void zero_sums(__m512i (*sums)[R]) {
   }
 }
 
-// R rows with P panels of int4: up to 4 at once, whose sums fit the registers.
+// R rows with P panels of int4: up to 4 sums at once, which fit the registers; more panels take
+// turns, a tile each.
 template <int R, int P>
 inline void int4_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_t stride,
                         int64_t n_tiles, const int32_t* offsets, int64_t n_groups,
                         const AskAhead& ask, __m512i (*sums)[R]) {
+  constexpr int kTogether = min_of(P, R == 1 ? 4 : 2);
   zero_sums<R, P>(sums);
-  int4_tiles<R, P>(x, step, w, stride, n_tiles, offsets, n_groups, ask, sums);
+  const int64_t turn = kTogether == P ? n_tiles : 1;
+  for (int64_t t = 0; t < n_tiles; t += turn) {
+#pragma GCC unroll 2
+    for (int p = 0; p < P; p += kTogether)
+      int4_tiles<R, kTogether>(x + 2 * t * step, step, w + t * kInt4Tile + p * stride, stride, turn,
+                               offsets + 4 * t, n_groups, ask, sums + p);
+  }
 }
 
 // More rows: two halves of them take turns, a few tiles each, which the second finds in the L1
@@ -198,7 +206,7 @@ inline void int4_panels_in_turns(const uint8_t* x, int64_t step, const uint8_t* 
   }
 }
 
-// The sums of panels `first` and, with P = 2, `apart` behind it to their outputs.
+// The sums of panel `first`, that `apart` behind it and so on to their outputs.
 template <int R, int P>
 inline void write_sums(const MatmulTask& task, int64_t first, int64_t apart,
                        const __m512i (*sums)[R]) {
@@ -223,14 +231,13 @@ inline const int32_t* int4_offsets(const MatmulTask& task, int64_t n_groups) {
   return offsets;
 }
 
-// Few rows of one row tile with all panels of the task, each weight byte read once, in two streams.
+// Few rows of one row tile with all panels of the task, each weight byte read once.
 template <int R, bool kInt4>
 void few_rows_in_streams(const MatmulTask& task) {
   const PackedMatrix& w = *task.w;
   const RowTile tile = row_tile(*task.x, task.row_begin);
   const int64_t n_tiles = ceil_of(w.n_in, kInt4 ? 128 : 64);
   const int64_t stride = n_tiles * (kInt4 ? kInt4Tile : kTile);
-  const int64_t half = stream_panels(task.n_panels);
   const AskAhead ask;
   const int32_t* offsets = nullptr;
   int32_t correction[R];
@@ -239,28 +246,18 @@ void few_rows_in_streams(const MatmulTask& task) {
   } else {
     for (int r = 0; r < R; ++r) correction[r] = -128 * row_sum_of(*task.x, task.row_begin + r);
   }
-  // What one panel, or that and its neighbour half a task away, add up.
-  const auto run = [&]<int P>(int64_t first, std::integral_constant<int, P>) {
+  constexpr int kStreams = kInt4 ? 4 : R <= 2 ? 8 : R <= 4 ? 4 : 2;
+  in_streams<kStreams>(task, stride, ask.n_bytes, [&]<int P>(int64_t first, int64_t apart) {
     __m512i sums[P][R];
     const uint8_t* from = tiles_of(w) + first * stride;
     if constexpr (kInt4) {
-      int4_panels<R, P>(tile.data, tile.step, from, half * stride, n_tiles, offsets, n_tiles * 4,
+      int4_panels<R, P>(tile.data, tile.step, from, apart * stride, n_tiles, offsets, n_tiles * 4,
                         ask, sums);
     } else {
-      int8_panels<R, P>(tile.data, tile.step, from, half * stride, n_tiles, correction, ask, sums);
+      int8_panels<R, P>(tile.data, tile.step, from, apart * stride, n_tiles, correction, ask, sums);
     }
-    write_sums<R, P>(task, first, half, sums);
-  };
-  const int64_t end = task.panel_begin + task.n_panels;
-  int64_t panel = task.panel_begin;
-  if (task.n_panels >= 2) {
-    for (; panel < task.panel_begin + half; ++panel) {
-      if (panel + 1 == task.panel_begin + half) prefetch_streams(task.next, stride, ask.n_bytes);
-      run(panel, std::integral_constant<int, 2>());
-    }
-    panel += half;
-  }
-  for (; panel < end; ++panel) run(panel, std::integral_constant<int, 1>());
+    write_sums<R, P>(task, first, apart, sums);
+  });
 }
 
 // The same of more rows of int4, panel pair after panel pair.

@@ -17,7 +17,7 @@ constexpr int64_t kTile = 1024;      ///< bytes of 16 lines
 constexpr int64_t kInt4Tile = 1088;  ///< multipliers and 16 lines
 constexpr int64_t kLine = 64;
 
-[[maybe_unused]] inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+[[maybe_unused]] constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 [[maybe_unused]] inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 [[maybe_unused]] inline int64_t ceil_of(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -65,20 +65,40 @@ struct RowTile {
   return reinterpret_cast<const uint8_t*>(w.tiles);
 }
 
-/// How the kernels of few rows read a task's panels: in two streams, its first and its second half,
-/// each one run of bytes, so that what is asked for ahead is what comes.
-[[maybe_unused]] inline int64_t stream_panels(int64_t n_panels) { return max_of(1, n_panels / 2); }
-
-/// Asks for the first n_bytes of both streams of what comes next.
-[[maybe_unused]] inline void prefetch_streams(const Panels& next, int64_t panel_bytes,
-                                              int64_t n_bytes) {
+/// Asks for the first n_bytes of each stream of what comes next.
+[[maybe_unused]] inline void prefetch_streams(const Panels& next, int64_t n_streams,
+                                              int64_t panel_bytes, int64_t n_bytes) {
   if (next.w == nullptr || next.count == 0) return;
   const uint8_t* at = tiles_of(*next.w) + next.begin * panel_bytes;
-  const int64_t second = next.count < 2 ? 0 : stream_panels(next.count) * panel_bytes;
+  const int64_t n = min_of(next.count, n_streams), apart = next.count / n * panel_bytes;
   for (int64_t i = 0; i < n_bytes; i += kLine) {
-    __builtin_prefetch(at + i, 0, 2);
-    if (second != 0) __builtin_prefetch(at + second + i, 0, 2);
+    for (int64_t s = 0; s < n; ++s) __builtin_prefetch(at + s * apart + i, 0, 2);
   }
+}
+
+/// A task's panels from `panel` on, n at a time as long as there are so many left, then half as
+/// many: each of the n is a run of panels, a stream of bytes. multiply<n>(first, apart) multiplies
+/// panel `first`, that `apart` behind it, and so on.
+template <int kMost, int n, class Multiply>
+inline void panels_in_streams(const MatmulTask& task, int64_t panel, int64_t panel_bytes,
+                              int64_t ahead, const Multiply& multiply) {
+  const int64_t left = task.panel_begin + task.n_panels - panel, apart = left / n;
+  for (int64_t i = 0; i < apart; ++i) {
+    if (i + 1 == apart && apart * n == left) prefetch_streams(task.next, kMost, panel_bytes, ahead);
+    multiply.template operator()<n>(panel + i, apart);
+  }
+  if constexpr (n > 1)
+    panels_in_streams<kMost, n / 2>(task, panel + apart * n, panel_bytes, ahead, multiply);
+}
+
+/// How the kernels of few rows read a task's panels: in kMost streams, or in two where more are not
+/// known to be faster. What is asked for `ahead` bytes before its use is what comes.
+template <int kMost, class Multiply>
+inline void in_streams(const MatmulTask& task, int64_t panel_bytes, int64_t ahead,
+                       const Multiply& multiply) {
+  if (kMost > 2 && reads_in_many_streams())
+    return panels_in_streams<kMost, kMost>(task, task.panel_begin, panel_bytes, ahead, multiply);
+  panels_in_streams<2, 2>(task, task.panel_begin, panel_bytes, ahead, multiply);
 }
 
 /// A bit for each output of `panel` that exists.
