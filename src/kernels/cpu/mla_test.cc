@@ -130,6 +130,28 @@ TEST_P(Mla, AbsorbedEqualsReferenceForAnyThreads) {
   }
 }
 
+// Ten blocks of 16 heads: AMX takes eight together.
+TEST_P(Mla, AbsorbedOfManyHeadsIsThatOfFew) {
+  const Dims all{150, 8, 32, 64, 8}, few{30, 8, 32, 64, 8};
+  const int64_t n = 200;
+  const Cache c(all, GetParam(), n, 1), same(few, GetParam(), n, 1);
+  const auto q_latent = random_floats(all.heads * all.rank, 40);
+  const auto q_rope = random_floats(all.heads * all.rope, 41);
+  for (Isa isa : isas_to_test()) {
+    SCOPED_TRACE(std::string(to_string(isa)));
+    const SequenceRows s[] = {c.rows(0, 0, n - 1, 1, AttentionForm::absorbed)};
+    const auto out = absorbed(table(isa), c, s, q_latent, q_rope, 1, 1);
+    for (int64_t head = 0; head < all.heads; head += few.heads) {
+      const auto part = [&](const std::vector<float>& v, int64_t width) {
+        return std::vector<float>(v.begin() + head * width, v.begin() + (head + few.heads) * width);
+      };
+      EXPECT_EQ(
+          absorbed(table(isa), same, s, part(q_latent, all.rank), part(q_rope, all.rope), 1, 1),
+          part(out, all.rank));
+    }
+  }
+}
+
 // What f32 can tell, 16-bit integers must: scores far apart, entries and queries that are huge,
 // tiny or zero beside others, and an entry that is no number.
 TEST_P(Mla, AbsorbedKeepsTheRangeOfF32) {
