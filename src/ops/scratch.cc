@@ -140,7 +140,7 @@ int64_t mla_expanded_scratch_bytes(int64_t n_rows, int64_t n_heads, int64_t qk_n
       packed_rows_bytes(DType::i8, kPageTokens, kv_lora_rank) + piece(kPageTokens * qk * 4) * 2 +
       piece(kPageTokens * v * 4) + piece(4 * n_rows * 8);
   const int64_t tiles = piece(4 * kPageTokens * (qk + v) * 4) + piece(entry * 4) +
-                        piece(kPageTokens * qk * 4) + piece(align_up(qk, 32) * 128 + 20480) +
+                        piece(kPageTokens * qk * 4) + piece(align_up(qk, 32) * 128 + 2 * 20480) +
                         (std::min<int64_t>(n_rows, 512) + 31) * (align_up(qk, 32) * 2 + v * 4 + 4) +
                         128;
   const int64_t per_thread = std::max(page, tiles) + kThreadScratchBytes;

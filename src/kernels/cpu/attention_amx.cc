@@ -9,6 +9,7 @@ namespace exo::kernels::cpu {
 namespace {
 
 struct ExpandedTileProducts {
+  static constexpr int64_t kPages = kMostExpandedPages;
   static constexpr bool kSteps = true;
   static void begin() { configure_tiles(); }
   static void end() { _tile_release(); }
@@ -45,40 +46,42 @@ struct ExpandedTileProducts {
     for (int64_t step = 0; step < 2 * tiles.steps; ++step) scores_step(q, tiles, step, scores);
   }
 
-  // sums [32 rows, 32 or 16 columns] += weights [32, 64 keys] * values.
+  // sums [32 rows, 32 or 16 columns from c on] += weights [32, 64 keys] * values, of all pages.
   template <bool kTwo>
-  static inline void add_columns(const std::byte* weights, const std::byte* values,
-                                 int64_t half_bytes, float* sums, int64_t stride) {
-    float* lower = sums + 16 * (stride / 4);
-    _tile_loadd(0, sums, stride);
-    if (kTwo) _tile_loadd(1, sums + 16, stride);
+  static inline void add_columns(const std::byte* weights, const ExpandedTiles* pages,
+                                 int64_t n_pages, int64_t c, int64_t value, float* sums) {
+    const int64_t half_bytes = value / 16 * kTileBytes, stride = value * 4;
+    float* upper = sums + c;
+    float* lower = upper + 16 * value;
+    _tile_loadd(0, upper, stride);
+    if (kTwo) _tile_loadd(1, upper + 16, stride);
     _tile_loadd(2, lower, stride);
     if (kTwo) _tile_loadd(3, lower + 16, stride);
-    for (int64_t half = 0; half < 2; ++half, values += half_bytes, weights += 64) {
-      _tile_loadd(4, weights, 128);
-      _tile_loadd(6, values, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      if (kTwo) _tile_loadd(7, values + kTileBytes, 64);
-      if (kTwo) _tile_dpbf16ps(1, 4, 7);
-      _tile_loadd(5, weights + 16 * 128, 128);
-      _tile_dpbf16ps(2, 5, 6);
-      if (kTwo) _tile_dpbf16ps(3, 5, 7);
+    for (int64_t page = 0; page < n_pages; ++page, weights += kPageWeightBytes) {
+      for (int64_t half = 0; half < 2; ++half) {
+        const std::byte* values = pages[page].values + c / 16 * kTileBytes + half * half_bytes;
+        _tile_loadd(4, weights + half * 64, 128);
+        _tile_loadd(6, values, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (kTwo) _tile_loadd(7, values + kTileBytes, 64);
+        if (kTwo) _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, weights + half * 64 + 16 * 128, 128);
+        _tile_dpbf16ps(2, 5, 6);
+        if (kTwo) _tile_dpbf16ps(3, 5, 7);
+      }
     }
-    _tile_stored(0, sums, stride);
-    if (kTwo) _tile_stored(1, sums + 16, stride);
+    _tile_stored(0, upper, stride);
+    if (kTwo) _tile_stored(1, upper + 16, stride);
     _tile_stored(2, lower, stride);
     if (kTwo) _tile_stored(3, lower + 16, stride);
   }
 
-  static void add_values(const std::byte* weights, const ExpandedTiles& tiles, int64_t value,
-                         float* sums) {
-    const int64_t half_bytes = value / 16 * kTileBytes, stride = value * 4;
+  static void add_values(const std::byte* weights, const ExpandedTiles* pages, int64_t n_pages,
+                         int64_t value, float* sums) {
     stores_before_tiles();
     int64_t c = 0;
-    for (; c + 32 <= value; c += 32)
-      add_columns<true>(weights, tiles.values + c / 16 * kTileBytes, half_bytes, sums + c, stride);
-    if (c < value)
-      add_columns<false>(weights, tiles.values + c / 16 * kTileBytes, half_bytes, sums + c, stride);
+    for (; c + 32 <= value; c += 32) add_columns<true>(weights, pages, n_pages, c, value, sums);
+    if (c < value) add_columns<false>(weights, pages, n_pages, c, value, sums);
   }
 };
 
@@ -91,7 +94,8 @@ AbsorbedAttention absorbed_tiles_amx() {
 ExpandedAttention expanded_tiles_amx() {
   return {.queries = expanded_queries,
           .page = expanded_page,
-          .rows = expanded_rows<ExpandedTileProducts>};
+          .rows = expanded_rows<ExpandedTileProducts>,
+          .most_pages = kMostExpandedPages};
 }
 
 }  // namespace exo::kernels::cpu

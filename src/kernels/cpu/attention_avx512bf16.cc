@@ -125,6 +125,7 @@ struct AbsorbedVectors {
 };
 
 struct ExpandedVectors {
+  static constexpr int64_t kPages = 1;
   static constexpr bool kSteps = false;
   static void begin() {}
   static void end() {}
@@ -145,8 +146,9 @@ struct ExpandedVectors {
     }
   }
 
-  static void add_values(const std::byte* weights, const ExpandedTiles& tiles, int64_t value,
-                         float* sums) {
+  static void add_values(const std::byte* weights, const ExpandedTiles* pages, int64_t,
+                         int64_t value, float* sums) {
+    const ExpandedTiles& tiles = pages[0];
     const int64_t half_bytes = value / 16 * kTileBytes;
     for (int64_t c = 0; c < value; c += 64) {
       const int64_t left = value - c;

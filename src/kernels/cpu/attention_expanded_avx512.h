@@ -1,9 +1,11 @@
 /// Expanded attention on tiles (attention_tiles.h), with the products of `Products`:
 ///   begin(), end()       around everything
+///   kPages               how many pages are one step at most
 ///   kSteps               whether scores come in steps, between which other work is done
-///   scores_step(q, tiles, step, scores)     2 * tiles.steps steps (kSteps)
-///   scores(q, tiles, scores)                [32 rows, 64], unscaled
-///   add_values(weights, tiles, value, sums) sums [32 rows, value] += weights [32, 64] * values
+///   scores_step(q, tiles, step, scores)     2 * tiles.steps steps of a page (kSteps)
+///   scores(q, tiles, scores)                [32 rows, 64], unscaled, of a page
+///   add_values(weights, pages, n_pages, value, sums)
+///                        sums [32 rows, value] += weights [32, 64] * values, of all pages
 /// Include only from files compiled for AVX-512 with BF16 (see matmul_layout.h about linkage).
 #pragma once
 
@@ -16,24 +18,28 @@ namespace exo::kernels::cpu {
 namespace {  // NOLINT: internal linkage on purpose
 
 struct ExpandedTiles {
-  int64_t steps;      // of 32 columns of q and k
-  std::byte* keys;    // [steps][4 key tiles] tiles: pairs of columns x 16 keys
-  std::byte* values;  // [2 halves of the keys][value / 16] tiles: pairs of keys x 16 columns
+  int64_t steps = 0;          // of 32 columns of q and k
+  std::byte* keys = nullptr;  // [steps][4 key tiles] tiles: pairs of columns x 16 keys
+  std::byte* values =
+      nullptr;  // [2 halves of the keys][value / 16] tiles: pairs of keys x 16 columns
 
+  ExpandedTiles() = default;
   ExpandedTiles(std::byte* tiles, int64_t qk)
       : steps((qk + 31) / 32), keys(tiles), values(tiles + steps * 4096) {}
 };
 
 // Of the rows' function, which goes by groups of 32 rows: two tiles of rows share each tile of keys
 // and of values, which come from the second-level cache.
+template <int64_t kPages>
 struct ExpandedScratch {
-  float* scores[2];    // of this group and of the next: [32 rows, 64]
-  std::byte* weights;  // [32 rows, 64] bf16
+  float* scores[2];    // of this group and of the next: [pages][32 rows, 64]
+  std::byte* weights;  // [pages][32 rows, 64] bf16
 
   explicit ExpandedScratch(std::byte* s)
-      : scores{reinterpret_cast<float*>(s), reinterpret_cast<float*>(s + 8192)},
-        weights(s + 16384) {}
+      : scores{reinterpret_cast<float*>(s), reinterpret_cast<float*>(s + kPages * 8192)},
+        weights(s + kPages * 16384) {}
 };
+constexpr int64_t kPageScores = 32 * 64, kPageWeightBytes = kPageScores * 2;
 
 // 16 rows of a task, from row `first` on.
 struct ExpandedGroup {
@@ -128,20 +134,21 @@ struct Sum {
   __m512 operator()(__m512 a, __m512 b) const { return _mm512_add_ps(a, b); }
 };
 
-// The keys that row i of a group sees, among columns 16 j ..
-inline __mmask16 seen_by(const ExpandedGroup& g, int64_t i, int j) {
-  const int64_t n = g.n_keys + i;
-  const uint64_t seen = n >= 64 ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
+// The keys that row i of a group sees, among columns 16 j .. of a page.
+inline __mmask16 seen_by(const ExpandedGroup& g, int64_t i, int64_t page, int j) {
+  const int64_t n = g.n_keys + i - page * 64;
+  const uint64_t seen = n >= 64 ? ~uint64_t{0} : n <= 0 ? 0 : (uint64_t{1} << n) - 1;
   return static_cast<__mmask16>(seen >> (16 * j));
 }
 
 // The softmax of a group: all rows' maxima first, then one row's weights after another, between
 // which the tiles of the next group's scores run; the rows' sums at the end. kAll: 16 rows that see
-// all of the page.
+// all of the pages.
 template <bool kAll>
 struct ExpandedSoftmax {
   const ExpandedRows& r;
   const ExpandedGroup& g;
+  const int64_t n_pages;
   const float* scores;
   std::byte* weights;
   alignas(64) float factors[16];  // for what the rows summed before
@@ -156,10 +163,12 @@ struct ExpandedSoftmax {
       rows[i] = lowest;
       if (!kAll && i >= g.n_rows) continue;
       largest[i] = r.softmax[g.first + i].largest;
-      for (int j = 0; j < 4; ++j) {
-        const __m512 x = _mm512_load_ps(scores + 64 * i + 16 * j);
-        rows[i] = kAll ? _mm512_max_ps(x, rows[i])
-                       : _mm512_mask_max_ps(rows[i], seen_by(g, i, j), x, rows[i]);
+      for (int64_t page = 0; page < n_pages; ++page) {
+        for (int j = 0; j < 4; ++j) {
+          const __m512 x = _mm512_load_ps(scores + page * kPageScores + 64 * i + 16 * j);
+          rows[i] = kAll ? _mm512_max_ps(x, rows[i])
+                         : _mm512_mask_max_ps(rows[i], seen_by(g, i, page, j), x, rows[i]);
+        }
       }
     }
     const __m512 before = _mm512_load_ps(largest);
@@ -173,17 +182,22 @@ struct ExpandedSoftmax {
   }
 
   inline void row(int64_t i) {
-    __m512 x[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                   _mm512_setzero_ps()};
     const __m512 factor = _mm512_set1_ps(r.scale * kLog2E), shift = _mm512_set1_ps(shifts[i]);
-    for (int j = 0; j < 4 && (kAll || i < g.n_rows); ++j) {
-      const __m512 score = _mm512_load_ps(scores + 64 * i + 16 * j);
-      x[j] = exp2_16(_mm512_fmsub_ps(score, factor, shift));
-      if (!kAll) x[j] = _mm512_maskz_mov_ps(seen_by(g, i, j), x[j]);
+    rows[i] = _mm512_setzero_ps();
+    for (int64_t page = 0; page < n_pages; ++page) {
+      __m512 x[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                     _mm512_setzero_ps()};
+      for (int j = 0; j < 4 && (kAll || i < g.n_rows); ++j) {
+        const __m512 score = _mm512_load_ps(scores + page * kPageScores + 64 * i + 16 * j);
+        x[j] = exp2_16(_mm512_fmsub_ps(score, factor, shift));
+        if (!kAll) x[j] = _mm512_maskz_mov_ps(seen_by(g, i, page, j), x[j]);
+      }
+      std::byte* to = weights + page * kPageWeightBytes + i * 128;
+      _mm512_store_si512(to, bf16_line(x[0], x[1]));
+      _mm512_store_si512(to + 64, bf16_line(x[2], x[3]));
+      rows[i] = _mm512_add_ps(rows[i],
+                              _mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3])));
     }
-    _mm512_store_si512(weights + i * 128, bf16_line(x[0], x[1]));
-    _mm512_store_si512(weights + i * 128 + 64, bf16_line(x[2], x[3]));
-    rows[i] = _mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3]));
   }
 
   inline void sums() {
@@ -219,25 +233,31 @@ inline bool expanded_page(const ExpandedPage& page, std::byte* tiles, std::byte*
 template <class Products>
 struct NextScores {
   const std::byte* q;  // null after the last group
-  const ExpandedTiles& tiles;
+  const ExpandedTiles* pages;
+  int64_t n_pages;
   float* scores;
   int64_t done = 0;
 
   // After `row` of 32 rows.
   inline void after(int64_t row) {
     if (!Products::kSteps || q == nullptr) return;
-    for (; done < 2 * tiles.steps * (row + 1) / 32; ++done)
-      Products::scores_step(q, tiles, done, scores);
+    const int64_t steps = 2 * pages[0].steps;  // of a page
+    for (; done < n_pages * steps * (row + 1) / 32; ++done)
+      Products::scores_step(q, pages[done / steps], done % steps,
+                            scores + done / steps * kPageScores);
+  }
+  inline void all() {
+    for (int64_t i = 0; i < n_pages; ++i) Products::scores(q, pages[i], scores + i * kPageScores);
   }
   inline void finish() {
-    if (!Products::kSteps && q != nullptr) Products::scores(q, tiles, scores);
+    if (!Products::kSteps && q != nullptr) all();
   }
 };
 
 template <class Products, bool kAll>
 inline void weigh(const ExpandedRows& r, const ExpandedGroup& g, const float* scores,
                   std::byte* weights, int64_t row, NextScores<Products>& next) {
-  ExpandedSoftmax<kAll> softmax{r, g, scores, weights};
+  ExpandedSoftmax<kAll> softmax{r, g, next.n_pages, scores, weights};
   softmax.maxima();
   for (int64_t i = 0; i < 16; ++i) {
     softmax.row(i);
@@ -250,27 +270,33 @@ inline void weigh(const ExpandedRows& r, const ExpandedGroup& g, const float* sc
 
 template <class Products>
 void expanded_rows(const ExpandedRows& rows, const std::byte* tiles, std::byte* scratch) {
-  const ExpandedTiles t(const_cast<std::byte*>(tiles), rows.qk);
-  const ExpandedScratch s(scratch);
+  constexpr int64_t kPages = Products::kPages;
+  const int64_t n_pages = kPages == 1 ? 1 : rows.n_pages;
+  ExpandedTiles pages[kPages];
+  for (int64_t i = 0; i < n_pages; ++i)
+    pages[i] = ExpandedTiles(const_cast<std::byte*>(tiles) + i * rows.tiles_apart, rows.qk);
+  const ExpandedScratch<kPages> s(scratch);
+  const auto scores_of = [&](int64_t first) {
+    return NextScores<Products>{
+        first < rows.n_rows ? rows.q + first * pages[0].steps * 64 : nullptr, pages, n_pages,
+        s.scores[first / 32 % 2]};
+  };
   Products::begin();
-  Products::scores(rows.q, t, s.scores[0]);
+  scores_of(0).all();
   for (int64_t first = 0; first < rows.n_rows; first += 32) {
-    const int64_t group = first / 32;
-    NextScores<Products> next{
-        first + 32 < rows.n_rows ? rows.q + (first + 32) * t.steps * 64 : nullptr, t,
-        s.scores[1 - group % 2]};
+    NextScores<Products> next = scores_of(first + 32);
     for (int64_t part = 0; part < 32; part += 16) {
       const int64_t left = rows.n_rows - first - part;
       const ExpandedGroup g{first + part, left < 16 ? left : 16, rows.n_keys + first + part};
-      const float* scores = s.scores[group % 2] + part * 64;
+      const float* scores = s.scores[first / 32 % 2] + part * 64;
       std::byte* weights = s.weights + part * 128;
-      if (g.n_keys >= 64 && g.n_rows == 16) {
+      if (g.n_keys >= 64 * n_pages && g.n_rows == 16) {
         weigh<Products, true>(rows, g, scores, weights, part, next);
       } else {
         weigh<Products, false>(rows, g, scores, weights, part, next);
       }
     }
-    Products::add_values(s.weights, t, rows.value, rows.sums + first * rows.value);
+    Products::add_values(s.weights, pages, n_pages, rows.value, rows.sums + first * rows.value);
     next.finish();
   }
   Products::end();

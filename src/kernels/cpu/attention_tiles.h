@@ -62,6 +62,7 @@ struct AbsorbedAttention {
 // -- expanded: rows of one head ----------------------------------------------------------------
 
 constexpr int64_t kMostExpandedColumns = 1024;
+constexpr int64_t kMostExpandedPages = 2;  ///< of ExpandedRows
 constexpr bool expanded_fits_tiles(int64_t qk, int64_t value) {
   return qk <= kMostExpandedColumns && value <= kMostExpandedColumns && value % 16 == 0;
 }
@@ -71,7 +72,7 @@ constexpr int64_t expanded_tile_bytes(int64_t qk, int64_t value) {
 }
 /// Bytes of the scratch of the page's and the rows' functions; 64-aligned.
 constexpr int64_t expanded_scratch_bytes(int64_t qk) {
-  return std::max<int64_t>((qk + 31) / 32 * 4096, 2 * 8192 + 4096);
+  return std::max<int64_t>((qk + 31) / 32 * 4096, kMostExpandedPages * (2 * 8192 + 4096));
 }
 /// A row of queries in bf16 or words, padded with zeros.
 constexpr int64_t query_row_bytes(int64_t qk) { return (qk + 31) / 32 * 64; }
@@ -91,8 +92,10 @@ struct ExpandedRows {
   const float* q_scales = nullptr;  ///< [n_rows] of words
   int64_t n_rows = 0;
   int64_t qk = 0, value = 0;
-  int64_t n_keys =
-      0;  ///< that the first row may see, at least 1; each next row one more, at most 64
+  int64_t n_pages = 1;  ///< at most ExpandedAttention::most_pages, with full pages before the last
+  int64_t tiles_apart = 0;  ///< bytes from a page's tiles to the next one's
+  int64_t n_keys = 0;  ///< that the first row may see, at least 1; each next row one more, as many
+                       ///< as there are
   float scale = 1;
   SoftmaxState* softmax = nullptr;  ///< [n_rows]
   float* sums = nullptr;  ///< rows of `value`, a multiple of 32; what is behind n_rows may change
@@ -105,8 +108,9 @@ struct ExpandedAttention {
   /// Brings a page's keys and values into tiles. False when one of them isn't finite: then 0 times
   /// it would not be 0, and the page must go another way.
   bool (*page)(const ExpandedPage& page, std::byte* tiles, std::byte* scratch);
-  /// Rows against the tiles of a page.
+  /// Rows against the tiles of a page, or of several as if they were one.
   void (*rows)(const ExpandedRows& rows, const std::byte* tiles, std::byte* scratch);
+  int64_t most_pages = 1;
 };
 
 // -- on an instruction set ---------------------------------------------------------------------

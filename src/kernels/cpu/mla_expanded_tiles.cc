@@ -193,7 +193,8 @@ struct Body {
     return softmax + r.head_in_group * softmax_rows + r.row;
   }
 
-  void attend_tiles(const Block& b, const Rows& r, int64_t page, const ThreadMemory& m) const {
+  void attend_tiles(const Block& b, const Rows& r, int64_t page, int64_t n_pages,
+                    const ThreadMemory& m) const {
     const int64_t position = b.sequence->n_past + r.row;  // of the first row
     const int64_t page_begin = (b.first + page) * kPageTokens;
     const int64_t i = std::max<int64_t>(0, page_begin - position);
@@ -202,11 +203,21 @@ struct Body {
              .n_rows = r.n_rows - i,
              .qk = nope + rope,
              .value = value,
+             .n_pages = n_pages,
+             .tiles_apart = tiles_of(1, 0) - tiles_of(0, 0),
              .n_keys = position + i + 1 - page_begin,
              .scale = args.softmax_scale,
              .softmax = softmax_of(r) + i,
              .sums = m.sums + i * value},
             tiles_of(page, r.head_in_group), m.attention);
+  }
+
+  // How many pages from `page` on, in steps that begin at multiples of most_pages, are finite.
+  int64_t pages_together(int64_t page, int64_t end, int64_t head_in_group) const {
+    int64_t n = 0;
+    const int64_t most = std::min(on.most_pages - page % on.most_pages, end - page);
+    while (n < most && finite[(page + n) * kGroupHeads + head_in_group]) ++n;
+    return n;
   }
 
   // A page with values that aren't finite: 0 times them isn't 0, so that every row takes only what
@@ -251,11 +262,13 @@ struct Body {
       for (int64_t i = 0; i < r.n_rows; ++i) std::copy_n(out(i), value, m.sums + i * value);
     }
     const int64_t end = std::min(b.n_pages, last_page + 1 - b.first);
-    for (int64_t page = 0; page < end; ++page) {
-      if (finite[page * kGroupHeads + r.head_in_group]) {
-        attend_tiles(b, r, page, m);
+    for (int64_t page = 0, n = 1; page < end; page += n) {
+      n = pages_together(page, end, r.head_in_group);
+      if (n > 0) {
+        attend_tiles(b, r, page, n, m);
       } else {
         attend_vectors(b, r, page, m);
+        n = 1;
       }
     }
     const bool done = last_page < b.first + b.n_pages;
