@@ -143,33 +143,23 @@ class AbsorbedOnTiles {
       for (int64_t j = 0; j < t_.entry / 32; ++j) {
         ahead_.ask();
         _tile_loadd(6, queries[0] + j * kTileBytes, 64);
+        _tile_loadd(7, keys[0] + j * 64, row_bytes_);
+        _tile_dpbf16ps(0, 7, 6);
+        _tile_loadd(7, keys[1] + j * 64, row_bytes_);
+        _tile_dpbf16ps(1, 7, 6);
+        _tile_loadd(7, keys[2] + j * 64, row_bytes_);
+        _tile_dpbf16ps(2, 7, 6);
+        // Three more tiles of keys, or the same ones backwards with the other block.
         if constexpr (kBlocks == 1) {
-          _tile_loadd(7, keys[0] + j * 64, row_bytes_);
-          _tile_dpbf16ps(0, 7, 6);
-          _tile_loadd(7, keys[1] + j * 64, row_bytes_);
-          _tile_dpbf16ps(1, 7, 6);
-          _tile_loadd(7, keys[2] + j * 64, row_bytes_);
-          _tile_dpbf16ps(2, 7, 6);
-          _tile_loadd(7, keys[3] + j * 64, row_bytes_);
-          _tile_dpbf16ps(3, 7, 6);
-          _tile_loadd(7, keys[4] + j * 64, row_bytes_);
-          _tile_dpbf16ps(4, 7, 6);
           _tile_loadd(7, keys[5] + j * 64, row_bytes_);
-          _tile_dpbf16ps(5, 7, 6);
         } else {
-          _tile_loadd(7, keys[0] + j * 64, row_bytes_);
-          _tile_dpbf16ps(0, 7, 6);
-          _tile_loadd(7, keys[1] + j * 64, row_bytes_);
-          _tile_dpbf16ps(1, 7, 6);
-          _tile_loadd(7, keys[2] + j * 64, row_bytes_);
-          _tile_dpbf16ps(2, 7, 6);
           _tile_loadd(6, queries[1] + j * kTileBytes, 64);
-          _tile_dpbf16ps(5, 7, 6);
-          _tile_loadd(7, keys[1] + j * 64, row_bytes_);
-          _tile_dpbf16ps(4, 7, 6);
-          _tile_loadd(7, keys[0] + j * 64, row_bytes_);
-          _tile_dpbf16ps(3, 7, 6);
         }
+        _tile_dpbf16ps(5, 7, 6);
+        _tile_loadd(7, keys[kTiles - 2] + j * 64, row_bytes_);
+        _tile_dpbf16ps(4, 7, 6);
+        _tile_loadd(7, keys[kTiles - 3] + j * 64, row_bytes_);
+        _tile_dpbf16ps(3, 7, 6);
       }
       float* first = scores_ + key * 16;
       float* second = kBlocks == 1 ? first + 3 * 256 : first + kStepKeys * 16;
