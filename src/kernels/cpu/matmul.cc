@@ -9,7 +9,7 @@ namespace exo::kernels::cpu {
 
 void Matmul::operator()(const MatmulTask& task) const {
   kernel(task);
-  if (add_wide == nullptr || task.n_rows > most_rows) return;
+  if (add_wide == nullptr || task.n_rows > most_wide_rows) return;
   const int32_t* n_wide = task.x->n_wide + task.row_begin;
   if (std::any_of(n_wide, n_wide + task.n_rows, [](int32_t n) { return n > 0; })) add_wide(task);
 }

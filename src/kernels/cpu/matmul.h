@@ -45,8 +45,8 @@ using MatmulKernel = void (*)(const MatmulTask& task);
 /// rows add to it (ops/wide_columns.h).
 struct Matmul {
   MatmulKernel kernel = nullptr;
-  MatmulKernel add_wide = nullptr;  ///< null where there can be none
-  int64_t most_rows = INT64_MAX;    ///< of add_wide: tasks of more have been given theirs by kernel
+  MatmulKernel add_wide = nullptr;     ///< null where there can be none
+  int64_t most_wide_rows = INT64_MAX;  ///< of add_wide: of tasks of more, kernel adds them itself
 
   void operator()(const MatmulTask& task) const;
 };
