@@ -24,8 +24,7 @@ struct Rows {
     silu(v);
   }
   void silu(const kernels::cpu::VectorKernels& v) {
-    for (int64_t r = 0; r < kRows; ++r)
-      v.silu_mul(gate_up.data() + r * 2 * kCols, hidden.data() + r * kCols, kCols / 16);
+    v.silu_mul(gate_up.data(), 2 * kCols, kRows, kCols / 16, hidden.data(), kCols);
   }
 };
 
@@ -42,9 +41,14 @@ void register_rows(kernels::cpu::Isa isa) {
     Rows rows(v);
     for (auto _ : state) rows.silu(v);
   });
-  add("add_scaled", [&v](::benchmark::State& state) {
+  add("add_scaled_rows", [&v](::benchmark::State& state) {
     Rows rows(v);
-    for (auto _ : state) v.add_scaled(0.1f, rows.even.data(), rows.hidden.data(), kRows * kCols);
+    const std::vector<float> scales(kRows, 0.1f);
+    std::vector<int32_t> tokens(kRows);
+    for (int32_t r = 0; r < kRows; ++r) tokens[static_cast<size_t>(r)] = kRows - 1 - r;
+    for (auto _ : state)
+      v.add_scaled_rows(scales.data(), rows.even.data(), kCols, tokens.data(), kRows, kCols,
+                        rows.hidden.data(), kCols);
   });
   for (const auto& [name, dtype, swiglu] :
        {std::tuple("pack/swiglu/i8", DType::i8, true), std::tuple("pack/even/i8", DType::i8, false),

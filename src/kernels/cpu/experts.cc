@@ -3,14 +3,17 @@
 /// shared one last, so that nothing is added by two threads and the order never changes.
 ///
 /// Where there are several experts of several rows for each thread, a task of the first wave is all
-/// of an expert's panels: the thread gathers the expert's rows, multiplies and packs them while its
-/// own second-level cache has them.
+/// of an expert's panels: the thread gathers the expert's rows, multiplies and packs them in memory
+/// of its own, the same for each expert, which stays in its second-level cache. In the second wave
+/// of many rows threads go through the experts together, each expert's blocks of columns one after
+/// the other (lanes.h): its hidden rows, which have to come from the shared cache, come once.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <new>
 
 #include "kernels/cpu/bodies.h"
+#include "kernels/cpu/lanes.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/schedule.h"
 #include "kernels/cpu/vector.h"
@@ -25,22 +28,32 @@ constexpr int64_t kBufferFloats = kThreadBufferBytes / 4;
 // Panel pairs of a product of many rows: a block of 512 fits the buffer.
 constexpr int64_t kMostPairs = 4;
 static_assert(kMaxTaskRows * kMostPairs * 2 * kPanelRows <= kBufferFloats);
+constexpr int64_t kGatherAhead = 2;  // rows
 constexpr int64_t kJobsForEachThread = 6;
+// Of many rows' output columns: lanes (as long as each has a pair of panels), and panels of a lane.
+constexpr int64_t kLanesForEachThread = 4;
+constexpr int64_t kMostLanePanels = 16;
 // Jobs of at most so many rows are packed by the thread that finishes their hidden values.
 constexpr int64_t kMaxRowsPackedAtOnce = 32;
+
+// Rows on their way to an expert's hidden values.
+struct Rows {
+  PackedRows x;
+  float* hidden = nullptr;  // [n_rows, stride]
+  int64_t stride = 0;
+};
 
 // One expert with the rows that chose it (or the shared expert with all rows).
 struct Job {
   const PackedMatrix* gate_up = nullptr;
   const PackedMatrix* down = nullptr;
+  int64_t n_rows = 0;
   const int32_t* tokens = nullptr;  // [n_rows], null: row i is token i
   const float* weights = nullptr;   // [n_rows], null: 1
-  PackedRows x;
-  float* hidden = nullptr;  // [n_rows, hidden_stride]
-  int64_t hidden_stride = 0;
+  bool alone = false;  // a task is all pairs: it gathers and packs by itself, in its thread's rows
+  Rows rows;           // unless alone
   PackedRows packed_hidden;
-  Blocks rows;                         // of the first wave's tasks
-  bool alone = false;                  // a task is all pairs: it gathers and packs by itself
+  Blocks blocks;                       // of rows: the first wave's tasks
   int64_t first_task = 0;              // of packing
   std::atomic<int64_t> tasks_left{0};  // of the first wave
 };
@@ -51,12 +64,18 @@ struct HiddenTask {  // 16 bytes: ops::experts_scratch_bytes
   int32_t pair = 0, n_pairs = 0;
 };
 
+// A step of the second wave: rows of a job with some panels of output columns.
+struct DownStep {
+  int32_t job = 0, row = 0;
+};
+
 struct Plan {
   Job* jobs = nullptr;  // routed ascending, then shared
   int64_t n_jobs = 0;
   int64_t n_routed_jobs = 0;
   HiddenTask* tasks = nullptr;
   int64_t n_tasks = 0;
+  Rows* thread_rows = nullptr;  // [n_threads], of jobs alone
   int n_threads = 1;
   std::byte* scratch = nullptr;  // per thread: the kernel's, then the buffer
   Matmul kernel;
@@ -66,6 +85,12 @@ struct Plan {
   }
   float* buffer(int thread) const {
     return reinterpret_cast<float*>(kernel_scratch(thread) + kMatmulScratchBytes);
+  }
+  Rows rows_of(const Job& job, int thread) const {
+    if (!job.alone) return job.rows;
+    Rows rows = thread_rows[thread];
+    rows.x.n_rows = job.n_rows;
+    return rows;
   }
 };
 
@@ -105,17 +130,6 @@ Result<Routing> sort_by_expert(const ops::ExpertsArgs& args, Arena& arena) {
   return r;
 }
 
-Status take_hidden(Job& job, Arena& arena) {
-  const int64_t n_inter = job.down->n_in;
-  job.hidden_stride = align_up(n_inter, kPanelRows);
-  job.hidden = arena.take<float>(job.x.n_rows * job.hidden_stride);
-  if (job.hidden == nullptr)
-    return ops::scratch_exhausted("experts", job.x.n_rows * job.hidden_stride * 4, arena);
-  EXO_ASSIGN_OR_RETURN(job.packed_hidden,
-                       ops::take_packed_rows(job.x.dtype, job.x.n_rows, n_inter, arena));
-  return ok_status();
-}
-
 // Panel pairs of which `n_rows` rows' products fit the buffer.
 int64_t most_pairs(int64_t n_rows) {
   return n_rows > kFewRows ? kMostPairs : kBufferFloats / (2 * kPanelRows * kFewRows);
@@ -131,7 +145,7 @@ void cut_first_wave(const Plan& plan, F&& f) {
   const int64_t fair = std::max<int64_t>(1, left / (4 * plan.n_threads));
   for (int64_t j = 0; j < plan.n_jobs; ++j) {
     const Job& job = plan.jobs[j];
-    const int64_t n_rows = job.x.n_rows, n_pairs = job.gate_up->n_panels() / 2;
+    const int64_t n_rows = job.n_rows, n_pairs = job.gate_up->n_panels() / 2;
     for (int64_t pair = 0, n = 0; pair < n_pairs; pair += n, left -= n) {
       if (job.alone) {
         n = n_pairs;
@@ -142,37 +156,81 @@ void cut_first_wave(const Plan& plan, F&& f) {
         n = next_task(left, std::min(least, fair), most_pairs(n_rows), plan.n_threads);
       }
       n = std::min(n, n_pairs - pair);
-      for (int64_t row = 0; row < n_rows; row += job.rows.size)
+      for (int64_t row = 0; row < n_rows; row += job.blocks.size)
         f(HiddenTask{static_cast<int32_t>(j), static_cast<int32_t>(row), static_cast<int32_t>(pair),
                      static_cast<int32_t>(n)});
     }
   }
 }
 
-Status add_job(Plan& plan, const PackedMatrix& gate_up, const PackedMatrix& down,
-               const PackedRows& x, Arena& arena) {
+Job& add_job(Plan& plan, const PackedMatrix& gate_up, const PackedMatrix& down, int64_t n_rows) {
   Job& job = *new (plan.jobs + plan.n_jobs++) Job;
   job.gate_up = &gate_up;
   job.down = &down;
-  job.x = x;
-  return take_hidden(job, arena);
+  job.n_rows = n_rows;
+  job.blocks = row_blocks(n_rows);
+  return job;
 }
 
-Status add_routed_jobs(const ops::ExpertsArgs& args, Plan& plan, ops::OpContext& ctx) {
-  EXO_ASSIGN_OR_RETURN(const Routing routing, sort_by_expert(args, *ctx.arena));
+Status add_routed_jobs(const ops::ExpertsArgs& args, Plan& plan, Arena& arena) {
+  EXO_ASSIGN_OR_RETURN(const Routing routing, sort_by_expert(args, arena));
   for (size_t e = 0; e < args.down.size(); ++e) {
     const int64_t begin = routing.begin[e], n = routing.begin[e + 1] - begin;
     if (n == 0) continue;
-    PackedRows x = args.x;
-    if (args.x.n_rows > 1) {
-      EXO_ASSIGN_OR_RETURN(x, ops::take_packed_rows(x.dtype, n, x.n_cols, *ctx.arena));
-    }
-    EXO_RETURN_IF_ERROR(add_job(plan, args.gate_up[e], args.down[e], x, *ctx.arena));
-    plan.jobs[plan.n_jobs - 1].tokens = routing.tokens + begin;
-    plan.jobs[plan.n_jobs - 1].weights = routing.weights + begin;
+    Job& job = add_job(plan, args.gate_up[e], args.down[e], n);
+    job.tokens = routing.tokens + begin;
+    job.weights = routing.weights + begin;
   }
   plan.n_routed_jobs = plan.n_jobs;
   return ok_status();
+}
+
+Status take_hidden(Rows& rows, int64_t n_rows, int64_t n_inter, Arena& arena) {
+  rows.stride = align_up(n_inter, kPanelRows);
+  rows.hidden = arena.take<float>(n_rows * rows.stride);
+  if (rows.hidden == nullptr)
+    return ops::scratch_exhausted("experts", n_rows * rows.stride * 4, arena);
+  return ok_status();
+}
+
+// Which jobs are alone: all of several but not many rows, if there are enough of them and the
+// threads' rows need no more memory than theirs.
+Status choose_alone(const PackedRows& x, Plan& plan, Arena& arena) {
+  if (plan.n_jobs < kJobsForEachThread * plan.n_threads) return ok_status();
+  int64_t n_rows = 0, most_rows = 0;
+  for (int64_t j = 0; j < plan.n_routed_jobs; ++j) {
+    Job& job = plan.jobs[j];
+    job.alone = job.n_rows > 1 && job.blocks.count == 1;
+    if (!job.alone) continue;
+    n_rows += job.n_rows;
+    most_rows = std::max(most_rows, job.n_rows);
+  }
+  if (most_rows == 0 || plan.n_threads * most_rows > n_rows) {
+    for (int64_t j = 0; j < plan.n_routed_jobs; ++j) plan.jobs[j].alone = false;
+    return ok_status();
+  }
+  plan.thread_rows = arena.take<Rows>(plan.n_threads);
+  if (plan.thread_rows == nullptr)
+    return ops::scratch_exhausted("experts", plan.n_threads * static_cast<int64_t>(sizeof(Rows)),
+                                  arena);
+  for (int t = 0; t < plan.n_threads; ++t) {
+    Rows& rows = *new (plan.thread_rows + t) Rows;
+    EXO_ASSIGN_OR_RETURN(rows.x, ops::take_packed_rows(x.dtype, most_rows, x.n_cols, arena));
+    EXO_RETURN_IF_ERROR(take_hidden(rows, most_rows, plan.jobs[0].down->n_in, arena));
+  }
+  return ok_status();
+}
+
+Status take_rows(const PackedRows& x, Job& job, Arena& arena) {
+  const int64_t n_inter = job.down->n_in;
+  EXO_ASSIGN_OR_RETURN(job.packed_hidden,
+                       ops::take_packed_rows(x.dtype, job.n_rows, n_inter, arena));
+  if (job.alone) return ok_status();
+  job.rows.x = x;
+  if (job.tokens != nullptr && x.n_rows > 1) {
+    EXO_ASSIGN_OR_RETURN(job.rows.x, ops::take_packed_rows(x.dtype, job.n_rows, x.n_cols, arena));
+  }
+  return take_hidden(job.rows, job.n_rows, n_inter, arena);
 }
 
 Result<Plan> make_plan(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ctx) {
@@ -185,17 +243,14 @@ Result<Plan> make_plan(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ct
   if (plan.jobs == nullptr || plan.scratch == nullptr)
     return ops::scratch_exhausted("experts", n_threads * (kMatmulScratchBytes + kThreadBufferBytes),
                                   *ctx.arena);
-  if (!args.ids.empty()) EXO_RETURN_IF_ERROR(add_routed_jobs(args, plan, ctx));
+  if (!args.ids.empty()) EXO_RETURN_IF_ERROR(add_routed_jobs(args, plan, *ctx.arena));
   if (args.shared_down != nullptr)
-    EXO_RETURN_IF_ERROR(add_job(plan, *args.shared_gate_up, *args.shared_down, args.x, *ctx.arena));
+    add_job(plan, *args.shared_gate_up, *args.shared_down, args.x.n_rows);
+  EXO_RETURN_IF_ERROR(choose_alone(args.x, plan, *ctx.arena));
+  for (int64_t j = 0; j < plan.n_jobs; ++j)
+    EXO_RETURN_IF_ERROR(take_rows(args.x, plan.jobs[j], *ctx.arena));
   const WeightFormat format = n_experts > 0 ? args.gate_up[0].format : args.shared_gate_up->format;
   plan.kernel = find_matmul(isa, args.x.dtype, format);
-  for (int64_t j = 0; j < plan.n_jobs; ++j) {
-    Job& job = plan.jobs[j];
-    job.rows = row_blocks(job.x.n_rows);
-    job.alone = job.tokens != nullptr && job.x.n_rows > 1 && job.rows.count == 1 &&
-                plan.n_jobs >= kJobsForEachThread * n_threads;
-  }
   cut_first_wave(plan, [&](const HiddenTask&) { ++plan.n_tasks; });
   plan.tasks = ctx.arena->take<HiddenTask>(plan.n_tasks);
   if (plan.tasks == nullptr)
@@ -227,8 +282,14 @@ void gather_row(const PackedRows& from, int64_t from_row, const PackedRows& to, 
   std::copy_n(from.wide_of(from_row), from.n_wide[from_row], to.wide_of(to_row));
 }
 
-void gather_job(const ops::ExpertsArgs& args, const Job& job) {
-  for (int64_t r = 0; r < job.x.n_rows; ++r) gather_row(args.x, job.tokens[r], job.x, r);
+void gather_job(const ops::ExpertsArgs& args, const Job& job, const PackedRows& to) {
+  for (int64_t r = 0; r < job.n_rows; ++r) {
+    if (r + kGatherAhead < job.n_rows) {
+      const int32_t row = job.tokens[r + kGatherAhead];
+      for (int64_t t = 0; t < args.x.row_bytes() / 64; ++t) __builtin_prefetch(args.x.line(row, t));
+    }
+    gather_row(args.x, job.tokens[r], to, r);
+  }
 }
 
 void gather(const ops::ExpertsArgs& args, const Plan& plan, ThreadPool& pool) {
@@ -237,15 +298,16 @@ void gather(const ops::ExpertsArgs& args, const Plan& plan, ThreadPool& pool) {
                                      [](const Job& job) { return job.alone; });
   if (all_alone) return;
   pool.parallel_for(plan.n_routed_jobs, [&](int64_t j, int) {
-    if (!plan.jobs[j].alone) gather_job(args, plan.jobs[j]);
+    if (!plan.jobs[j].alone) gather_job(args, plan.jobs[j], plan.jobs[j].rows.x);
   });
 }
 
 // -- the first wave -------------------------------------------------------------------------------
 
-void pack_hidden(const Job& job, int64_t begin, int64_t end, const VectorKernels& v) {
+void pack_hidden(const Rows& rows, const Job& job, int64_t begin, int64_t end,
+                 const VectorKernels& v) {
   for (int64_t r = begin; r < end; ++r)
-    v.pack_row(job.hidden + r * job.hidden_stride, r, job.packed_hidden);
+    v.pack_row(rows.hidden + r * rows.stride, r, job.packed_hidden);
 }
 
 Panels hidden_panels(const Plan& plan, int64_t task) {
@@ -254,26 +316,17 @@ Panels hidden_panels(const Plan& plan, int64_t task) {
   return {plan.jobs[t.job].gate_up, 2 * t.pair, 2 * t.n_pairs};
 }
 
-// Rows [row, row + n_rows) of the job with some panel pairs, whose products fit the buffer.
-void run_hidden_pairs(const Plan& plan, const Job& job, int64_t row, int64_t n_rows, Panels panels,
-                      Panels next, int thread, const VectorKernels& v) {
-  const int64_t pair = panels.begin / 2, n_pairs = panels.count / 2;
-  float* buffer = plan.buffer(thread);
-  plan.kernel({.x = &job.x,
-               .row_begin = row,
-               .n_rows = n_rows,
-               .w = panels.w,
-               .panel_begin = panels.begin,
-               .n_panels = panels.count,
-               .out = buffer,
-               .out_stride = 32 * n_pairs,
-               .accumulate = false,
-               .scratch = plan.kernel_scratch(thread),
-               .next = next});
-  for (int64_t r = 0; r < n_rows; ++r)
-    v.silu_mul(buffer + r * 32 * n_pairs, job.hidden + (row + r) * job.hidden_stride + pair * 16,
-               n_pairs);
-}
+// Products become hidden values.
+struct HiddenTaker {
+  const Rows& rows;
+  const VectorKernels& v;
+
+  static void take(const void* taker, const Products& p) {
+    const auto& [rows, v] = *static_cast<const HiddenTaker*>(taker);
+    v.silu_mul(p.data, p.stride, p.n_rows, p.n_panels / 2,
+               rows.hidden + p.row * rows.stride + p.panel / 2 * 16, rows.stride);
+  }
+};
 
 void run_hidden_task(const ops::ExpertsArgs& args, const Plan& plan, int64_t task, int thread,
                      const VectorKernels& v) {
@@ -281,18 +334,30 @@ void run_hidden_task(const ops::ExpertsArgs& args, const Plan& plan, int64_t tas
   Job& job = plan.jobs[plan.tasks[task].job];
   const Panels panels = hidden_panels(plan, task);
   const Panels next = hidden_panels(plan, task + plan.n_threads);
-  const int64_t n_rows = std::min(job.rows.size, job.x.n_rows - row);
-  if (job.alone) gather_job(args, job);
-  const int64_t step = 2 * most_pairs(n_rows), end = panels.begin + panels.count;
+  const int64_t n_rows = std::min(job.blocks.size, job.n_rows - row);
+  const Rows rows = plan.rows_of(job, thread);
+  if (job.alone) gather_job(args, job, rows.x);
+  const int64_t end = panels.begin + panels.count;
+  const int64_t step = plan.kernel.needs_buffer(n_rows) ? 2 * most_pairs(n_rows) : panels.count;
+  const HiddenTaker taker = {rows, v};
   for (int64_t panel = panels.begin; panel < end; panel += step) {
-    const int64_t left = end - panel - step;
-    run_hidden_pairs(plan, job, row, n_rows, {panels.w, panel, std::min(step, end - panel)},
-                     left > 0 ? Panels{panels.w, panel + step, std::min(step, left)} : next, thread,
-                     v);
+    const int64_t n_panels = std::min(step, end - panel), left = end - panel - n_panels;
+    plan.kernel({.x = &rows.x,
+                 .row_begin = row,
+                 .n_rows = n_rows,
+                 .w = panels.w,
+                 .panel_begin = panel,
+                 .n_panels = n_panels,
+                 .out = plan.buffer(thread),
+                 .out_stride = n_panels * kPanelRows,
+                 .take = HiddenTaker::take,
+                 .taker = &taker,
+                 .scratch = plan.kernel_scratch(thread),
+                 .next = left > 0 ? Panels{panels.w, panel + step, std::min(step, left)} : next});
   }
   if (job.tasks_left.fetch_sub(1, std::memory_order_acq_rel) == 1 &&
-      (job.alone || job.x.n_rows <= kMaxRowsPackedAtOnce))
-    pack_hidden(job, 0, job.x.n_rows, v);
+      (job.alone || job.n_rows <= kMaxRowsPackedAtOnce))
+    pack_hidden(rows, job, 0, job.n_rows, v);
 }
 
 // Jobs too large for one thread to pack alone.
@@ -301,62 +366,146 @@ void pack_large_jobs(const Plan& plan, ThreadPool& pool, const VectorKernels& v)
   for (int64_t j = 0; j < plan.n_jobs; ++j) {
     Job& job = plan.jobs[j];
     job.first_task = n_tasks;
-    if (!job.alone && job.x.n_rows > kMaxRowsPackedAtOnce) n_tasks += ceil_div(job.x.n_rows, 16);
+    if (!job.alone && job.n_rows > kMaxRowsPackedAtOnce) n_tasks += ceil_div(job.n_rows, 16);
   }
   pool.parallel_for(n_tasks, [&](int64_t task, int) {
     const Job& job = *(std::upper_bound(plan.jobs, plan.jobs + plan.n_jobs, task,
                                         [](int64_t t, const Job& j) { return t < j.first_task; }) -
                        1);
     const int64_t row = (task - job.first_task) * 16;
-    pack_hidden(job, row, std::min(row + 16, job.x.n_rows), v);
+    pack_hidden(job.rows, job, row, std::min(row + 16, job.n_rows), v);
   });
 }
 
 // -- the second wave ------------------------------------------------------------------------------
 
-// Output columns of the panels [panel, panel + n_panels), all tokens. `next`: the panels of this
-// thread's next task.
-void run_down_task(const ops::ExpertsArgs& args, const Plan& plan, Panels mine, Panels next,
-                   int thread, const VectorKernels& v) {
-  const auto [_, panel, n_panels] = mine;
-  const int64_t column = panel * kPanelRows;
-  const int64_t n_columns = std::min(n_panels * kPanelRows, args.out.dim(1) - column);
-  const int64_t stride = n_panels * kPanelRows;
-  const int64_t most_rows = kBufferFloats / stride / 16 * 16;
-  float* buffer = plan.buffer(thread);
-  if (plan.n_routed_jobs > 0) {
-    for (int64_t i = 0; i < args.out.dim(0); ++i)
-      std::fill_n(args.out.row<float>(i) + column, n_columns, 0.0f);
+// Products, weighted, are added to their tokens.
+struct DownTaker {
+  const ops::ExpertsArgs& args;
+  const Job& job;
+  const VectorKernels& v;
+
+  static void take(const void* taker, const Products& p) {
+    const auto& [args, job, v] = *static_cast<const DownTaker*>(taker);
+    const int64_t column = p.panel * kPanelRows;
+    const int64_t n = std::min(p.n_panels * kPanelRows, args.out.dim(1) - column);
+    v.add_scaled_rows(job.weights + p.row, p.data, p.stride, job.tokens + p.row, p.n_rows, n,
+                      args.out.row<float>(0) + column, args.out.stride(0));
   }
+};
+
+// Rows of the second wave's steps: of experts as many as have their products of `n_panels` in a
+// thread's buffer.
+int64_t step_rows(const Job& job, int64_t n_panels) {
+  if (job.tokens == nullptr) return kMaxTaskRows;
+  return kBufferFloats / (n_panels * kPanelRows) / 16 * 16;
+}
+
+// Calls f(job, row) for the second wave's steps of `n_panels` in their order.
+template <typename F>
+void cut_second_wave(const Plan& plan, int64_t n_panels, F&& f) {
   for (int64_t j = 0; j < plan.n_jobs; ++j) {
-    const Job& job = plan.jobs[j];
-    for (int64_t row = 0; row < job.x.n_rows; row += most_rows) {
-      const int64_t n_rows = std::min(most_rows, job.x.n_rows - row);
-      MatmulTask task = {.x = &job.packed_hidden,
-                         .row_begin = row,
-                         .n_rows = n_rows,
-                         .w = job.down,
-                         .panel_begin = panel,
-                         .n_panels = n_panels,
-                         .scratch = plan.kernel_scratch(thread)};
-      task.next = row + most_rows < job.x.n_rows ? Panels{job.down, panel, n_panels}
-                  : j + 1 < plan.n_jobs          ? Panels{plan.jobs[j + 1].down, panel, n_panels}
-                                                 : next;
-      if (job.tokens == nullptr) {
-        task.out = args.out.row<float>(row) + column;
-        task.out_stride = args.out.stride(0);
-        task.accumulate = plan.n_routed_jobs > 0;
-        plan.kernel(task);
-        continue;
-      }
-      task.out = buffer;
-      task.out_stride = stride;
-      plan.kernel(task);
-      for (int64_t r = 0; r < n_rows; ++r)
-        v.add_scaled(job.weights[row + r], buffer + r * stride,
-                     args.out.row<float>(job.tokens[row + r]) + column, n_columns);
-    }
+    const int64_t size = step_rows(plan.jobs[j], n_panels);
+    for (int64_t row = 0; row < plan.jobs[j].n_rows; row += size)
+      f(DownStep{static_cast<int32_t>(j), static_cast<int32_t>(row)});
   }
+}
+
+// A step's product with `panels` of its job, added to those columns of the rows' tokens. `next`:
+// what this thread multiplies with then.
+void run_down_step(const ops::ExpertsArgs& args, const Plan& plan, const DownStep& step,
+                   int64_t n_rows, Panels panels, Panels next, int thread, const VectorKernels& v) {
+  const Job& job = plan.jobs[step.job];
+  const int64_t column = panels.begin * kPanelRows;
+  MatmulTask task = {.x = &job.packed_hidden,
+                     .row_begin = step.row,
+                     .n_rows = std::min(n_rows, job.n_rows - step.row),
+                     .w = job.down,
+                     .panel_begin = panels.begin,
+                     .n_panels = panels.count,
+                     .scratch = plan.kernel_scratch(thread),
+                     .next = next};
+  if (job.tokens == nullptr) {
+    task.out = args.out.row<float>(step.row) + column;
+    task.out_stride = args.out.stride(0);
+    task.accumulate = plan.n_routed_jobs > 0;
+    plan.kernel(task);
+    return;
+  }
+  const DownTaker taker = {args, job, v};
+  task.out = plan.buffer(thread);
+  task.out_stride = panels.count * kPanelRows;
+  task.take = DownTaker::take;
+  task.taker = &taker;
+  plan.kernel(task);
+}
+
+// Tasks add to these columns.
+void clear_columns(const ops::ExpertsArgs& args, const Plan& plan, int64_t panel,
+                   int64_t n_panels) {
+  if (plan.n_routed_jobs == 0) return;
+  const int64_t column = panel * kPanelRows;
+  const int64_t n = std::min(n_panels * kPanelRows, args.out.dim(1) - column);
+  for (int64_t i = 0; i < args.out.dim(0); ++i)
+    std::fill_n(args.out.row<float>(i) + column, n, 0.0f);
+}
+
+// Of few rows: a task is a block of columns with all jobs, wide while much is left, as weights
+// stream best in long runs.
+void down_of_few_rows(const ops::ExpertsArgs& args, const Plan& plan, ThreadPool& pool,
+                      const VectorKernels& v) {
+  const Rounds blocks(plan.jobs[0].down->n_panels(), 4, 64, plan.n_threads);
+  pool.parallel_for(blocks.count(), [&](int64_t b, int thread) {
+    const auto [panel, n_panels] = blocks.task(b);
+    clear_columns(args, plan, panel, n_panels);
+    for (int64_t j = 0; j < plan.n_jobs; ++j) {
+      Panels next;
+      if (j + 1 < plan.n_jobs) {
+        next = {plan.jobs[j + 1].down, panel, n_panels};
+      } else if (b + plan.n_threads < blocks.count()) {
+        const auto [begin, size] = blocks.task(b + plan.n_threads);
+        next = {plan.jobs[0].down, begin, size};
+      }
+      run_down_step(args, plan, {static_cast<int32_t>(j), 0}, plan.jobs[j].n_rows,
+                    {plan.jobs[j].down, panel, n_panels}, next, thread, v);
+    }
+  });
+}
+
+// Of many rows: a lane is a block of columns, its steps the jobs in their order.
+Status down_of_many_rows(const ops::ExpertsArgs& args, const Plan& plan, ops::OpContext& ctx,
+                         const VectorKernels& v) {
+  const int64_t n_panels = plan.jobs[0].down->n_panels();
+  const int64_t width = std::clamp<int64_t>(
+      n_panels / (kLanesForEachThread * plan.n_threads) / 2 * 2, 2, kMostLanePanels);
+  int64_t n_steps = 0;
+  cut_second_wave(plan, width, [&](const DownStep&) { ++n_steps; });
+  const int64_t n_lanes = ceil_div(n_panels, width);
+  auto* steps = ctx.arena->take<DownStep>(n_steps);
+  auto* lane_steps = ctx.arena->take<std::atomic<int64_t>>(n_lanes);
+  if (steps == nullptr || lane_steps == nullptr)
+    return ops::scratch_exhausted("experts", (n_steps + n_lanes) * 8, *ctx.arena);
+  DownStep* to = steps;
+  cut_second_wave(plan, width, [&](const DownStep& step) { *to++ = step; });
+  for (int64_t i = 0; i < n_lanes; ++i) new (lane_steps + i) std::atomic<int64_t>;
+  Lanes lanes(lane_steps, n_lanes, n_steps);
+  const auto panels_of = [&](int64_t lane, int64_t step) {
+    if (step >= n_steps) return Panels();
+    return Panels{plan.jobs[steps[step].job].down, lane * width,
+                  std::min(width, n_panels - lane * width)};
+  };
+  ctx.pool->parallel_for(plan.n_threads, [&](int64_t, int thread) {
+    for (Lanes::Step at; lanes.take(&at); lanes.done(at)) {
+      const DownStep& step = steps[at.step];
+      const Panels panels = panels_of(at.lane, at.step);
+      if (at.step == 0) clear_columns(args, plan, panels.begin, panels.count);
+      // What this thread takes next if all keep their pace.
+      const int64_t lane = at.lane + plan.n_threads;
+      run_down_step(args, plan, step, step_rows(plan.jobs[step.job], width), panels,
+                    panels_of(lane % n_lanes, at.step + lane / n_lanes), thread, v);
+    }
+  });
+  return ok_status();
 }
 
 }  // namespace
@@ -370,18 +519,8 @@ Status experts(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ctx) {
     run_hidden_task(args, plan, task, thread, v);
   });
   pack_large_jobs(plan, *ctx.pool, v);
-  const PackedMatrix& down = *plan.jobs[0].down;
-  // A block reads every expert's hidden rows once: wide while much is left.
-  const Rounds blocks(down.n_panels(), args.x.n_rows <= kFewRows ? 4 : 2,
-                      args.x.n_rows <= kFewRows ? 64 : 16, plan.n_threads);
-  const auto panels_of = [&](int64_t b) {
-    if (b >= blocks.count()) return Panels();
-    const auto [begin, size] = blocks.task(b);
-    return Panels{&down, begin, size};
-  };
-  ctx.pool->parallel_for(blocks.count(), [&](int64_t b, int thread) {
-    run_down_task(args, plan, panels_of(b), panels_of(b + plan.n_threads), thread, v);
-  });
+  if (args.x.n_rows > kFewRows) return down_of_many_rows(args, plan, ctx, v);
+  down_of_few_rows(args, plan, *ctx.pool, v);
   return ok_status();
 }
 

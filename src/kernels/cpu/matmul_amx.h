@@ -49,6 +49,7 @@ struct NothingToUnpack {
 struct AmxScratch {
   uint8_t* sums;        ///< a group's
   uint8_t* partial[2];  ///< sums of a block of K before their scale (fp8)
+  float* products;      ///< of a group and a pair, for `take`; in partial[0], which is free then
   uint8_t* tail;        ///< the end of a row tile of fewer than 16 rows
   uint8_t* ring;        ///< slots, [panel][K tile]: what is multiplied, and what comes next
   WideScratch wide;     ///< of integers, behind the two slots that those use
@@ -65,6 +66,7 @@ inline AmxScratch cut_scratch(std::byte* scratch) {
   s.sums = reinterpret_cast<uint8_t*>(scratch);
   s.partial[0] = s.sums + kSumBytes;
   s.partial[1] = s.partial[0] + kSumBytes;
+  s.products = reinterpret_cast<float*>(s.partial[0]);
   s.tail = s.partial[1] + kSumBytes;
   s.ring = s.tail + kTailTiles * kTile;
   s.wide.sums = s.ring + 2 * kSlotBytes;
@@ -132,12 +134,15 @@ class Prefetch {
   int64_t n_lines_, n_left_, n_products_, credit_ = 0;
 };
 
-/// A group's sums to the task's output.
+/// A group's products to the task's output.
 template <class Format>
 inline void write_out(const MatmulTask& task, const Group& group, int64_t panel, int64_t n_panels,
                       const AmxScratch& s) {
-  float* out = task.out + (group.row - task.row_begin) * task.out_stride +
-               (panel - task.panel_begin) * kPanelRows;
+  const bool taken = task.take != nullptr;
+  const int64_t stride = taken ? 2 * kPanelRows : task.out_stride;
+  float* out = taken ? s.products
+                     : task.out + (group.row - task.row_begin) * stride +
+                           (panel - task.panel_begin) * kPanelRows;
   __mmask16 mask[2] = {};
   __m512 row_scales[2];
   for (int64_t p = 0; p < n_panels; ++p) {
@@ -145,7 +150,7 @@ inline void write_out(const MatmulTask& task, const Group& group, int64_t panel,
     if constexpr (Format::kInteger)
       row_scales[p] = _mm512_loadu_ps(task.w->row_scales + (panel + p) * kPanelRows);
   }
-  for (int64_t r = 0; r < group.n_rows; ++r, out += task.out_stride) {
+  for (int64_t r = 0; r < group.n_rows; ++r, out += stride) {
     const uint8_t* line = s.sums + r / 16 * 2 * kTile + r % 16 * kLine;
     for (int64_t p = 0; p < n_panels; ++p) {
       __m512 v = _mm512_load_ps(line + p * kTile), scale;
@@ -164,12 +169,13 @@ inline void write_out(const MatmulTask& task, const Group& group, int64_t panel,
       _mm512_mask_storeu_ps(to, mask[p], v);
     }
     // A store that waits for its line holds up the stores behind it.
-    if (r + kWriteAhead < group.n_rows) {
-      const float* ahead = out + kWriteAhead * task.out_stride;
+    if (!taken && r + kWriteAhead < group.n_rows) {
+      const float* ahead = out + kWriteAhead * stride;
       asm volatile("prefetchw %0" : : "m"(*ahead));
       if (n_panels == 2) asm volatile("prefetchw %0" : : "m"(ahead[kPanelRows]));
     }
   }
+  if (taken) task.take(task.taker, {s.products, stride, group.row, group.n_rows, panel, n_panels});
 }
 
 /// The sums of a block of K on their way, scaled, to those of their group (fp8), some lines after

@@ -10,9 +10,6 @@
 namespace exo::kernels::cpu {
 namespace {
 
-// From this many rows on a tile product costs less than vector products for each row.
-constexpr int64_t kBf16Rows = 3, kFp8Rows = 2;
-
 struct Bf16 {
   static constexpr bool kInteger = false, kUnpacked = false, kKept = false, kScaled = false;
   static constexpr int64_t kSourceCols = 32, kSourceBytes = kTile, kTilesPerSource = 1;
@@ -47,11 +44,11 @@ struct Fp8 {
 }  // namespace
 
 void matmul_bf16_bf16_amx(const MatmulTask& task) {
-  if (task.n_rows < kBf16Rows) return matmul_bf16_bf16_avx512bf16(task);
+  if (task.n_rows < kAmxBf16Rows) return matmul_bf16_bf16_avx512bf16(task);
   amx_product<Bf16>(task);
 }
 void matmul_bf16_fp8_amx(const MatmulTask& task) {
-  if (task.n_rows < kFp8Rows) return matmul_bf16_fp8_avx512bf16(task);
+  if (task.n_rows < kAmxFp8Rows) return matmul_bf16_fp8_avx512bf16(task);
   amx_product<Fp8>(task);
 }
 

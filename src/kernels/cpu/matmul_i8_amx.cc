@@ -8,9 +8,6 @@
 namespace exo::kernels::cpu {
 namespace {
 
-// From this many rows on a tile product costs less than vector products for each row.
-constexpr int64_t kAmxRows = kAmxWideRows;
-
 struct Int8 {
   static constexpr bool kInteger = true, kUnpacked = false, kKept = false, kScaled = false;
   static constexpr int64_t kSourceCols = 64, kSourceBytes = kTile, kTilesPerSource = 1;
@@ -26,11 +23,11 @@ struct Int4 {
 }  // namespace
 
 void matmul_i8_int8_amx(const MatmulTask& task) {
-  if (task.n_rows < kAmxRows) return matmul_i8_int8_avx512(task);
+  if (task.n_rows < kAmxI8Rows) return matmul_i8_int8_avx512(task);
   amx_product<Int8>(task);
 }
 void matmul_i8_int4_amx(const MatmulTask& task) {
-  if (task.n_rows < kAmxRows) return matmul_i8_int4_avx512(task);
+  if (task.n_rows < kAmxI8Rows) return matmul_i8_int4_avx512(task);
   amx_product<Int4>(task);
 }
 

@@ -26,8 +26,15 @@ void matmul_bf16_fp8_avx512(const MatmulTask& task);
 void matmul_bf16_bf16_avx512bf16(const MatmulTask& task);
 void matmul_bf16_fp8_avx512bf16(const MatmulTask& task);
 
-/// Tasks of at least so many rows have their wide values added by the next two themselves.
-inline constexpr int64_t kAmxWideRows = 5;
+/// From so many rows on a tile product costs less than vector products for each row. Those tasks'
+/// wide values (i8) are added beside the tiles, and their products given to `take`, by the next
+/// four themselves.
+inline constexpr int64_t kAmxI8Rows = 5, kAmxBf16Rows = 3, kAmxFp8Rows = 2;
+constexpr int64_t amx_rows(WeightFormat format) {
+  return format == WeightFormat::bf16  ? kAmxBf16Rows
+         : format == WeightFormat::fp8 ? kAmxFp8Rows
+                                       : kAmxI8Rows;
+}
 void matmul_i8_int8_amx(const MatmulTask& task);
 void matmul_i8_int4_amx(const MatmulTask& task);
 void matmul_bf16_bf16_amx(const MatmulTask& task);

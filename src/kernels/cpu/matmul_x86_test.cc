@@ -36,6 +36,27 @@ std::vector<float> run_task(Isa isa, const TestMatrix& w, const PackedRows& x, i
   return out;
 }
 
+// The same task's products as `take` is given them: each once.
+struct Taken {
+  std::vector<float> out;
+  std::vector<int> times;
+  int64_t n_out = 0, row_begin = 0;
+
+  static void take(const void* taker, const Products& p) {
+    auto& t = *static_cast<Taken*>(const_cast<void*>(taker));
+    EXPECT_EQ(p.panel % 2, 0);  // gate and up stay together
+    for (int64_t r = 0; r < p.n_rows; ++r) {
+      for (int64_t c = 0; c < p.n_panels * kPanelRows; ++c) {
+        const int64_t column = p.panel * kPanelRows + c;
+        if (column >= t.n_out) continue;
+        const auto at = static_cast<size_t>((p.row + r - t.row_begin) * t.n_out + column);
+        t.out[at] = p.data[r * p.stride + c];
+        ++t.times[at];
+      }
+    }
+  }
+};
+
 struct LargeShape {
   int64_t n_rows, n_out, n_in;
 };
@@ -106,6 +127,43 @@ TEST_P(MatmulX86, APartOfTheRowsAndPanelsGivesThoseValuesAlone) {
           }
         }
       }
+    }
+  }
+}
+
+TEST_P(MatmulX86, ProductsAreGivenOnceEach) {
+  const TestMatrix w = random_matrix(format, 150, 300, 3, 128);  // ten panels, the last in part
+  for (int64_t n_rows : {1, 2, 4, 5, 16, 47, 70}) {
+    auto x = random_floats(n_rows * 300, 4);
+    for (int64_t i = 0; i < n_rows; i += 3) x[static_cast<size_t>(i * 300 + 70)] = 90.0f;  // wide
+    for (Isa isa : supported_isas()) {
+      SCOPED_TRACE(std::string(to_string(isa)) + " rows " + std::to_string(n_rows));
+      TestContext t(ops::reference_table());
+      const PackedRows packed = *ops::pack(make_view(x.data(), {n_rows, 300}), activation, t.ctx);
+      const auto matmul = find_matmul(isa, activation, format);
+      const int64_t row = n_rows > 16 ? 16 : 0, n = n_rows - row;
+      const auto expected = run_task(isa, w, packed, row, n, 0, w.matrix.n_panels());
+      Taken taken;
+      taken.out.resize(expected.size());
+      taken.times.resize(expected.size());
+      taken.n_out = w.matrix.n_out;
+      taken.row_begin = row;
+      const Buffer scratch = *Buffer::allocate(kMatmulScratchBytes);
+      const int64_t stride = w.matrix.n_panels() * kPanelRows;
+      std::vector<float> buffer(static_cast<size_t>(matmul.needs_buffer(n) ? n * stride : 0));
+      matmul({.x = &packed,
+              .row_begin = row,
+              .n_rows = n,
+              .w = &w.matrix,
+              .panel_begin = 0,
+              .n_panels = w.matrix.n_panels(),
+              .out = buffer.data(),
+              .out_stride = stride,
+              .take = Taken::take,
+              .taker = &taken,
+              .scratch = scratch.data()});
+      EXPECT_EQ(taken.out, expected);
+      EXPECT_EQ(taken.times, std::vector<int>(expected.size(), 1));
     }
   }
 }

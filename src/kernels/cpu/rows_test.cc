@@ -287,6 +287,32 @@ TEST(Rows, NotANumberLogitsStillChooseDistinctExperts) {
 }
 
 // exp is reached through softmax_page: one score s after a maximum of 0 has the weight e^s.
+TEST(Rows, ScaledRowsAreAddedToThoseThatTheyName) {
+  constexpr int64_t kStride = 37, kOutStride = 41;
+  const std::vector<int32_t> rows = {5,  0, 11, 3, 7, 2,
+                                     10, 1, 9,  8, 4};  // not 6; more than asked ahead
+  const auto n_rows = static_cast<int64_t>(rows.size());
+  const auto x = random_floats(n_rows * kStride, 1), before = random_floats(12 * kOutStride, 2);
+  const auto scales = random_floats(n_rows, 3);
+  for (Isa isa : supported_isas()) {
+    if (isa == Isa::reference) continue;
+    for (int64_t n : {1, 16, 32, 35}) {
+      SCOPED_TRACE(std::string(to_string(isa)) + " columns " + std::to_string(n));
+      auto out = before, expected = before;
+      vector_kernels(isa).add_scaled_rows(scales.data(), x.data(), kStride, rows.data(), n_rows, n,
+                                          out.data(), kOutStride);
+      for (int64_t r = 0; r < n_rows; ++r) {
+        for (int64_t i = 0; i < n; ++i) {
+          const float product =
+              scales[static_cast<size_t>(r)] * x[static_cast<size_t>(r * kStride + i)];
+          expected[static_cast<size_t>(rows[static_cast<size_t>(r)] * kOutStride + i)] += product;
+        }
+      }
+      EXPECT_EQ(out, expected);  // two roundings, the same bits
+    }
+  }
+}
+
 TEST(Rows, ExponentialWithinTwoUlp) {
   for (Isa isa : supported_isas()) {
     if (isa == Isa::reference) continue;
@@ -322,7 +348,7 @@ TEST(Rows, SiluOfLargeAndStrangeGates) {
     const float gates[] = {0, 1, -1, 20, -20, 88, -88, -200, 3e38f, -3e38f, kNan, kInf};
     std::copy(std::begin(gates), std::end(gates), x.begin());
     float out[16];
-    v.silu_mul(x.data(), out, 1);
+    v.silu_mul(x.data(), 32, 1, 1, out, 16);
     for (size_t i = 0; i < std::size(gates); ++i) {
       const double g = gates[i], exact = g / (1 + std::exp(-g));
       if (!std::isfinite(exact)) {

@@ -72,14 +72,17 @@ struct VectorKernels {
   float (*round_to_i8)(const float* x, int8_t* codes, int64_t n);
   float (*round_to_f8)(const float* x, f8_e4m3* codes, int64_t n);
   void (*rms_norm)(const float* x, const float* weight, float eps, float* out, int64_t n);
-  void (*add)(const float* x, float* y, int64_t n);                      ///< y += x
-  void (*add_scaled)(float scale, const float* x, float* y, int64_t n);  ///< y += scale * x
+  void (*add)(const float* x, float* y, int64_t n);  ///< y += x
+  /// out[rows[r], 0..n) += scales[r] * x[r, 0..n)
+  void (*add_scaled_rows)(const float* scales, const float* x, int64_t stride, const int32_t* rows,
+                          int64_t n_rows, int64_t n, float* out, int64_t out_stride);
   /// (a, b) of pairs j < half: (a cos[j] - b sin[j], a sin[j] + b cos[j]).
   void (*rope)(float* x, const float* cos, const float* sin, int64_t half);
   void (*sigmoid)(const float* x, float* out, int64_t n);
   void (*softmax)(const float* x, float* out, int64_t n);
-  /// out[16 p + i] = silu(x[32 p + i]) * x[32 p + 16 + i]: a row of a gate_up product.
-  void (*silu_mul)(const float* gate_up, float* out, int64_t n_pairs);
+  /// out[r, 16 p + i] = silu(x[r, 32 p + i]) * x[r, 32 p + 16 + i]: rows of a gate_up product.
+  void (*silu_mul)(const float* gate_up, int64_t stride, int64_t n_rows, int64_t n_pairs,
+                   float* out, int64_t out_stride);
   /// x [out.n_cols] becomes row `row` of out (ops::PackRowsArgs).
   void (*pack_row)(const float* x, int64_t row, const PackedRows& out);
 

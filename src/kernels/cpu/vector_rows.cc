@@ -73,14 +73,23 @@ void Add(const float* x, float* y, int64_t n) {
   for (; i < n; ++i) y[i] += x[i];
 }
 
-void AddScaled(float scale, const float* x, float* y, int64_t n) {
+void AddScaledRows(const float* scales, const float* x, int64_t stride, const int32_t* rows,
+                   int64_t n_rows, int64_t n, float* out, int64_t out_stride) {
+  constexpr int64_t kAhead = 8;  // rows asked for before they are added to
   const DF df;
-  const VF s = hn::Set(df, scale);
-  int64_t i = 0;
-  // Two roundings, as in the reference.
-  for (; i + kLanes <= n; i += kLanes)
-    hn::StoreU(hn::Add(hn::LoadU(df, y + i), hn::Mul(s, hn::LoadU(df, x + i))), df, y + i);
-  for (; i < n; ++i) y[i] += scale * x[i];
+  for (int64_t r = 0; r < n_rows; ++r, x += stride) {
+    if (r + kAhead < n_rows) {
+      const float* next = out + rows[r + kAhead] * out_stride;
+      for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(next + i, 1);
+    }
+    float* y = out + rows[r] * out_stride;
+    const VF s = hn::Set(df, scales[r]);
+    int64_t i = 0;
+    // Two roundings, as in the reference.
+    for (; i + kLanes <= n; i += kLanes)
+      hn::StoreU(hn::Add(hn::LoadU(df, y + i), hn::Mul(s, hn::LoadU(df, x + i))), df, y + i);
+    for (; i < n; ++i) y[i] += scales[r] * x[i];
+  }
 }
 
 void Rope(float* x, const float* cos, const float* sin, int64_t half) {
@@ -121,15 +130,18 @@ void Softmax(const float* x, float* out, int64_t n) {
   for (i = 0; i < n; ++i) out[i] /= sum;
 }
 
-void SiluMul(const float* gate_up, float* out, int64_t n_pairs) {
+void SiluMul(const float* gate_up, int64_t stride, int64_t n_rows, int64_t n_pairs, float* out,
+             int64_t out_stride) {
   const DF df;
-  for (int64_t p = 0; p < n_pairs; ++p) {
-    EXO_UNROLL
-    for (int i = 0; i < 16; i += kLanes) {
-      const VF gate = hn::LoadU(df, gate_up + 32 * p + i);
-      const VF up = hn::LoadU(df, gate_up + 32 * p + 16 + i);
-      const VF denominator = hn::Add(hn::Set(df, 1.0f), Exp(hn::Neg(gate)));
-      hn::StoreU(hn::Mul(hn::Div(gate, denominator), up), df, out + 16 * p + i);
+  for (int64_t r = 0; r < n_rows; ++r, gate_up += stride, out += out_stride) {
+    for (int64_t p = 0; p < n_pairs; ++p) {
+      EXO_UNROLL
+      for (int i = 0; i < 16; i += kLanes) {
+        const VF gate = hn::LoadU(df, gate_up + 32 * p + i);
+        const VF up = hn::LoadU(df, gate_up + 32 * p + 16 + i);
+        const VF denominator = hn::Add(hn::Set(df, 1.0f), Exp(hn::Neg(gate)));
+        hn::StoreU(hn::Mul(hn::Div(gate, denominator), up), df, out + 16 * p + i);
+      }
     }
   }
 }
@@ -377,7 +389,7 @@ void SetRowKernels(VectorKernels& k) {
   k.round_to_f8 = RoundToF8;
   k.rms_norm = RmsNorm;
   k.add = Add;
-  k.add_scaled = AddScaled;
+  k.add_scaled_rows = AddScaledRows;
   k.rope = Rope;
   k.sigmoid = SigmoidRow;
   k.softmax = Softmax;
