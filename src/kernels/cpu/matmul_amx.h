@@ -36,6 +36,7 @@ constexpr int64_t kSumBytes = 2 * kMostRowTiles * kTile;  ///< a group's: [row t
 constexpr int64_t kSourceTiles = 2;  ///< the most K tiles that a source tile is unpacked to
 constexpr int64_t kSlotBytes = 2 * kSourceTiles * kTile;  ///< a source tile of both panels
 constexpr int64_t kRowsInL2Bytes = 1200 << 10;  ///< activations of a pass, which stay there
+constexpr int64_t kMostPassRows = 288;  ///< of integers: with more of them fewer bytes stay, too
 constexpr int64_t kWriteAhead = 8;  ///< rows of output asked for before they are written
 constexpr int64_t kTailTiles = 15 + kSourceTiles;
 
@@ -115,23 +116,23 @@ struct PanelPair {
 class Prefetch {
  public:
   Prefetch(const uint8_t* from, int64_t n_bytes, int64_t n_products)
-      : at_(from), n_lines_(ceil_of(n_bytes, kStreams * kLine)), n_products_(n_products) {
-    n_left_ = n_lines_;
-  }
+      : at_(from),
+        n_lines_(ceil_of(n_bytes, kStreams * kLine)),
+        apart_(n_lines_ * kLine),
+        n_products_(n_products) {}
+  /// After each of n_products.
   inline __attribute__((always_inline)) void step() {
-    credit_ += n_lines_;
-    for (; credit_ >= n_products_ && n_left_ > 0; credit_ -= n_products_, --n_left_) {
+    for (credit_ += n_lines_; credit_ > 0; credit_ -= n_products_, at_ += kLine) {
 #pragma GCC unroll 4
       for (int i = 0; i < kStreams; ++i)
-        _mm_prefetch(reinterpret_cast<const char*>(at_ + i * n_lines_ * kLine), _MM_HINT_T1);
-      at_ += kLine;
+        _mm_prefetch(reinterpret_cast<const char*>(at_ + i * apart_), _MM_HINT_T1);
     }
   }
 
  private:
   static constexpr int kStreams = 4;
   const uint8_t* at_;
-  int64_t n_lines_, n_left_, n_products_, credit_ = 0;
+  int64_t n_lines_, apart_, n_products_, credit_ = 0;
 };
 
 /// A group's products to the task's output.
@@ -246,7 +247,7 @@ inline void store_sums(uint8_t* to) {
   } else {                                      \
     _tile_dpbf16ps(sum, 7, 6);                  \
   }                                             \
-  prefetch.step();                              \
+  ahead.step();                                 \
   if constexpr (Format::kScaled) scaled.step(); \
   if constexpr (kUnpacks) half.lines((i)*8 / kA, ((i) + 1) * 8 / kA)
 
@@ -302,6 +303,8 @@ struct Amx {
     if constexpr (Format::kInteger) {
       if (wide->source != kNoSource) __builtin_memset(scratch.wide.sums, 0, kSumBytes);
     }
+    // In registers: stores between tile loads hold up those of the same 12 address bits.
+    Prefetch ahead = prefetch;
     zero_tiles();
     for (int64_t s = 0; s < n_sources; ++s) {
       if (s == group.tail_at) {
@@ -379,6 +382,7 @@ struct Amx {
         left_in_block = in_block;
       }
     }
+    prefetch = ahead;
     if constexpr (Format::kScaled) {
       scaled.finish();
     } else {
@@ -453,7 +457,9 @@ inline void amx_product(const MatmulTask& task) {
   const int64_t group_rows = kMostRowTiles * 16;
   const int64_t groups_in_l2 = kRowsInL2Bytes / row_bytes_of(*task.x) / group_rows;
   int64_t in_l2 = min_of(kMostGroups, max_of(1, groups_in_l2)) * group_rows;
-  if (Format::kInteger) in_l2 = min_of(in_l2, kMostWideEntries / most_wide_of(*task.x) / 16 * 16);
+  if (Format::kInteger)
+    in_l2 = min_of(min_of(in_l2, kMostPassRows),
+                   kMostWideEntries / most_wide_of(*task.x) / 16 * 16);
   // Passes of nearly equal size.
   const int64_t n_passes = ceil_of(task.n_rows, in_l2), step = min_of(group_rows, in_l2);
   const int64_t rows = ceil_of(ceil_of(task.n_rows, n_passes), step) * step;
