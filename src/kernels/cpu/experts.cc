@@ -488,14 +488,14 @@ Status down_of_many_rows(const ops::ExpertsArgs& args, const Plan& plan, ops::Op
   DownStep* to = steps;
   cut_second_wave(plan, width, [&](const DownStep& step) { *to++ = step; });
   for (int64_t i = 0; i < n_lanes; ++i) new (lane_steps + i) std::atomic<int64_t>;
-  Lanes lanes(lane_steps, n_lanes, n_steps);
+  Lanes lanes(lane_steps, n_lanes, n_steps, plan.n_threads);
   const auto panels_of = [&](int64_t lane, int64_t step) {
     if (step >= n_steps) return Panels();
     return Panels{plan.jobs[steps[step].job].down, lane * width,
                   std::min(width, n_panels - lane * width)};
   };
   ctx.pool->parallel_for(plan.n_threads, [&](int64_t, int thread) {
-    for (Lanes::Step at; lanes.take(&at); lanes.done(at)) {
+    for (Lanes::Step at; lanes.take(thread, &at); lanes.done(at)) {
       const DownStep& step = steps[at.step];
       const Panels panels = panels_of(at.lane, at.step);
       if (at.step == 0) clear_columns(args, plan, panels.begin, panels.count);

@@ -37,7 +37,10 @@ constexpr int64_t kSourceTiles = 2;  ///< the most K tiles that a source tile is
 constexpr int64_t kSlotBytes = 2 * kSourceTiles * kTile;  ///< a source tile of both panels
 constexpr int64_t kRowsInL2Bytes = 1200 << 10;  ///< activations of a pass, which stay there
 constexpr int64_t kMostPassRows = 288;  ///< of integers: with more of them fewer bytes stay, too
-constexpr int64_t kWriteAhead = 8;  ///< rows of output asked for before they are written
+constexpr int64_t kWriteAhead = 8;      ///< rows of output asked for before they are written
+/// Output of a task's rows that is written past the caches: they would lose it before it is read,
+/// and would have to read its lines before they are written.
+constexpr int64_t kStreamedBytes = 2 << 20;
 constexpr int64_t kTailTiles = 15 + kSourceTiles;
 
 /// Of formats that are multiplied as they are.
@@ -135,11 +138,18 @@ class Prefetch {
   int64_t n_lines_, apart_, n_products_, credit_ = 0;
 };
 
+/// Whether the task's output is written past the caches.
+inline bool is_streamed(const MatmulTask& task) {
+  return task.take == nullptr && !task.accumulate &&
+         task.n_rows * task.out_stride * 4 >= kStreamedBytes && task.out_stride % kPanelRows == 0 &&
+         reinterpret_cast<uintptr_t>(task.out) % kLine == 0;
+}
+
 /// A group's products to the task's output.
 template <class Format>
 inline void write_out(const MatmulTask& task, const Group& group, int64_t panel, int64_t n_panels,
                       const AmxScratch& s) {
-  const bool taken = task.take != nullptr;
+  const bool taken = task.take != nullptr, streamed = is_streamed(task);
   const int64_t stride = taken ? 2 * kPanelRows : task.out_stride;
   float* out = taken ? s.products
                      : task.out + (group.row - task.row_begin) * stride +
@@ -167,10 +177,14 @@ inline void write_out(const MatmulTask& task, const Group& group, int64_t panel,
           v = _mm512_add_ps(v, _mm512_mul_ps(_mm512_cvtepi32_ps(wide), scale));
         }
       }
-      _mm512_mask_storeu_ps(to, mask[p], v);
+      if (streamed && mask[p] == 0xFFFF) {
+        _mm512_stream_ps(to, v);
+      } else {
+        _mm512_mask_storeu_ps(to, mask[p], v);
+      }
     }
     // A store that waits for its line holds up the stores behind it.
-    if (!taken && r + kWriteAhead < group.n_rows) {
+    if (!taken && !streamed && r + kWriteAhead < group.n_rows) {
       const float* ahead = out + kWriteAhead * stride;
       asm volatile("prefetchw %0" : : "m"(*ahead));
       if (n_panels == 2) asm volatile("prefetchw %0" : : "m"(ahead[kPanelRows]));
@@ -458,8 +472,8 @@ inline void amx_product(const MatmulTask& task) {
   const int64_t groups_in_l2 = kRowsInL2Bytes / row_bytes_of(*task.x) / group_rows;
   int64_t in_l2 = min_of(kMostGroups, max_of(1, groups_in_l2)) * group_rows;
   if (Format::kInteger)
-    in_l2 = min_of(min_of(in_l2, kMostPassRows),
-                   kMostWideEntries / most_wide_of(*task.x) / 16 * 16);
+    in_l2 =
+        min_of(min_of(in_l2, kMostPassRows), kMostWideEntries / most_wide_of(*task.x) / 16 * 16);
   // Passes of nearly equal size.
   const int64_t n_passes = ceil_of(task.n_rows, in_l2), step = min_of(group_rows, in_l2);
   const int64_t rows = ceil_of(ceil_of(task.n_rows, n_passes), step) * step;
@@ -468,6 +482,7 @@ inline void amx_product(const MatmulTask& task) {
     amx.pass(task.row_begin + r, min_of(rows, task.n_rows - r),
              r + rows < task.n_rows ? again : task.next);
   _tile_release();
+  if (is_streamed(task)) _mm_sfence();  // before another thread learns that it is there
 }
 
 }  // namespace
