@@ -38,9 +38,9 @@ constexpr int64_t kSlotBytes = 2 * kSourceTiles * kTile;  ///< a source tile of 
 constexpr int64_t kRowsInL2Bytes = 1200 << 10;  ///< activations of a pass, which stay there
 constexpr int64_t kMostPassRows = 288;  ///< of integers: with more of them fewer bytes stay, too
 constexpr int64_t kWriteAhead = 8;      ///< rows of output asked for before they are written
-/// Output of a task's rows that is written past the caches: they would lose it before it is read,
-/// and would have to read its lines before they are written.
-constexpr int64_t kStreamedBytes = 2 << 20;
+/// Of all rows' output: so much is written past the caches, which would read its lines before they
+/// are written and lose them before they are read.
+constexpr int64_t kStreamedBytes = 16 << 20;
 constexpr int64_t kTailTiles = 15 + kSourceTiles;
 
 /// Of formats that are multiplied as they are.
@@ -141,8 +141,8 @@ class Prefetch {
 /// Whether the task's output is written past the caches.
 inline bool is_streamed(const MatmulTask& task) {
   return task.take == nullptr && !task.accumulate &&
-         task.n_rows * task.out_stride * 4 >= kStreamedBytes && task.out_stride % kPanelRows == 0 &&
-         reinterpret_cast<uintptr_t>(task.out) % kLine == 0;
+         task.x->n_rows * task.out_stride * 4 >= kStreamedBytes &&
+         task.out_stride % kPanelRows == 0 && reinterpret_cast<uintptr_t>(task.out) % kLine == 0;
 }
 
 /// A group's products to the task's output.
