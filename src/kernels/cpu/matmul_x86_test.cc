@@ -3,6 +3,7 @@
 // every fp8 code.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -127,6 +128,38 @@ TEST_P(MatmulX86, APartOfTheRowsAndPanelsGivesThoseValuesAlone) {
           }
         }
       }
+    }
+  }
+}
+
+// AMX writes outputs of 16 MiB past the caches, but for the panel that isn't full.
+TEST_P(MatmulX86, LargeOutputsAreTheSame) {
+  constexpr int64_t kRows = 2100, kOut = 56, kIn = 64, kStride = 2048;
+  const TestMatrix w = random_matrix(format, kOut, kIn, 3, 128);
+  const auto x = random_floats(kRows * kIn, 4);
+  TestContext t(ops::reference_table());
+  const PackedRows packed = *ops::pack(make_view(x.data(), {kRows, kIn}), activation, t.ctx);
+  const Buffer scratch = *Buffer::allocate(kMatmulScratchBytes);
+  const Buffer out = *Buffer::allocate(kRows * kStride * 4);
+  auto* floats = reinterpret_cast<float*>(out.data());
+  for (Isa isa : supported_isas()) {
+    if (isa == Isa::reference) continue;
+    SCOPED_TRACE(to_string(isa));
+    const auto expected = run_task(isa, w, packed, 0, kRows, 0, w.matrix.n_panels());
+    std::fill_n(floats, kRows * kStride, 3.0f);
+    find_matmul(isa, activation, format)({.x = &packed,
+                                          .row_begin = 0,
+                                          .n_rows = kRows,
+                                          .w = &w.matrix,
+                                          .panel_begin = 0,
+                                          .n_panels = w.matrix.n_panels(),
+                                          .out = floats,
+                                          .out_stride = kStride,
+                                          .scratch = scratch.data()});
+    for (int64_t r = 0; r < kRows; ++r) {
+      const float* row = floats + r * kStride;
+      ASSERT_TRUE(std::equal(row, row + kOut, expected.begin() + r * kOut)) << "row " << r;
+      ASSERT_EQ(row[kOut], 3.0f) << "row " << r;
     }
   }
 }
