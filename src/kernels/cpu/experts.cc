@@ -42,6 +42,7 @@ struct Rows {
   float* hidden = nullptr;  // [n_rows, stride]
   int64_t stride = 0;
 };
+static_assert(sizeof(Rows) <= 128);  // ops::experts_scratch_bytes
 
 // One expert with the rows that chose it (or the shared expert with all rows).
 struct Job {
