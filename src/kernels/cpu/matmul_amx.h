@@ -36,7 +36,7 @@ constexpr int64_t kSumBytes = 2 * kMostRowTiles * kTile;  ///< a group's: [row t
 constexpr int64_t kSourceTiles = 2;  ///< the most K tiles that a source tile is unpacked to
 constexpr int64_t kSlotBytes = 2 * kSourceTiles * kTile;  ///< a source tile of both panels
 constexpr int64_t kRowsInL2Bytes = 1200 << 10;  ///< activations of a pass, which stay there
-constexpr int64_t kMostPassRows = 288;  ///< of integers: with more of them fewer bytes stay, too
+constexpr int64_t kMostPassRows = 288;  ///< of integers: 528 of 2,048 columns stay less well
 constexpr int64_t kWriteAhead = 8;      ///< rows of output asked for before they are written
 /// Of all rows' output: so much is written past the caches, which would read its lines before they
 /// are written and lose them before they are read.
