@@ -28,7 +28,9 @@ constexpr int64_t kBufferFloats = kThreadBufferBytes / 4;
 // Panel pairs of a product of many rows: a block of 512 fits the buffer.
 constexpr int64_t kMostPairs = 4;
 static_assert(kMaxTaskRows * kMostPairs * 2 * kPanelRows <= kBufferFloats);
-constexpr int64_t kGatherAhead = 2;  // rows
+// Rows asked for before they are gathered.
+constexpr int64_t kGatherAhead = 2;
+// Fewer jobs than that aren't one task each.
 constexpr int64_t kJobsForEachThread = 6;
 // Of many rows' output columns: lanes (as long as each has a pair of panels), and panels of a lane.
 constexpr int64_t kLanesForEachThread = 4;

@@ -2,7 +2,7 @@
 /// of different lanes at one time. Each thread has lanes of its own, whose data stay in its core's
 /// cache, and takes the one that is furthest behind; only when those are some steps ahead of
 /// another's, or done, it takes that. So all threads work on a few steps, whose data they share,
-/// and end together; a thread that is held up holds up the lane that it has taken alone.
+/// and end together; a thread that is held up holds up only the lane that it has taken.
 #pragma once
 
 #include <atomic>

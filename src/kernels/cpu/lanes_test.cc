@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <utility>
 #include <vector>
 
 #include "base/thread_pool.h"
@@ -22,7 +24,7 @@ TEST(Lanes, OneThreadGoesThroughTheLanesStepByStep) {
   EXPECT_EQ(taken, expected);
 }
 
-TEST(Lanes, NothingToDo) {
+TEST(Lanes, WithoutLanesOrStepsNoneIsTaken) {
   std::vector<std::atomic<int64_t>> next(3);
   LaneStep s;
   EXPECT_FALSE(Lanes(next.data(), 3, 0, 2).take(1, &s));
@@ -34,6 +36,7 @@ TEST(Lanes, AThreadKeepsToItsOwnUntilTheyAreAhead) {
   Lanes lanes(next.data(), 4, 10, 2);
   std::vector<LaneStep> taken;
   for (LaneStep s; taken.size() < 8 && lanes.take(1, &s); lanes.done(s)) taken.push_back(s);
+  ASSERT_EQ(taken.size(), 8u);
   for (size_t i = 0; i < 6; ++i) {
     EXPECT_EQ(lanes.owner(taken[i].lane), 1);
     EXPECT_EQ(taken[i].step, static_cast<int64_t>(i / 2));
