@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
+#include <random>
 
 #include "base/os.h"
 #include "kernels/cpu/roofline_loops.h"
 #include "tensor/buffer.h"
+#include "tensor/dtype.h"
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
@@ -85,31 +88,46 @@ double read_gb_per_s(ThreadPool& pool, ReadLoop read, const Buffer& memory) {
   return static_cast<double>(n_tasks * kReadTaskBytes) / best * 1e-9;
 }
 
+LoopOperands random_operands() {
+  LoopOperands operands;
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  for (int i = 0; i < 2; ++i) {
+    // The largest of a row is 127.
+    for (int8_t& v : operands.i8[i])
+      v = static_cast<int8_t>(std::clamp(std::round(normal(random) * 40), -127.0f, 127.0f));
+    for (uint16_t& v : operands.bf16[i]) v = to_bf16(normal(random)).bits;
+    for (float& v : operands.f32[i]) v = normal(random);
+  }
+  return operands;
+}
+
 // Operations a second of all threads in `loop`, the best of the repeats.
-double loop_ops_per_s(ThreadPool& pool, double (*loop)(int64_t)) {
+double loop_ops_per_s(ThreadPool& pool, OpsLoop loop) {
+  static const LoopOperands operands = random_operands();
   int64_t n = 1000;
   double round_ops = 0;
-  while (seconds_of([&] { round_ops = loop(n); }) < kLoopSeconds / 4) n *= 2;
+  while (seconds_of([&] { round_ops = loop(n, operands); }) < kLoopSeconds / 4) n *= 2;
   n *= 2;
   double best = 0;
   const int threads = pool.n_threads();
   for (int i = 0; i < kRepeats; ++i) {
     const double s =
-        seconds_of([&] { pool.parallel_for(threads, [&](int64_t, int) { loop(n); }); });
+        seconds_of([&] { pool.parallel_for(threads, [&](int64_t, int) { loop(n, operands); }); });
     best = std::max(best, static_cast<double>(n) * threads * round_ops / s);
   }
   return best;
 }
 
 #if defined(__aarch64__)
-double fp32_loop_neon(int64_t n) {
+double fp32_loop_neon(int64_t n, const LoopOperands& operands) {
   constexpr int kChains = 16;
   float32x4_t acc[kChains];
-  const float32x4_t a = vdupq_n_f32(0.5f), b = vdupq_n_f32(1.0f);
-  for (auto& v : acc) v = b;
+  const float32x4_t a = vld1q_f32(operands.f32[0]), b = vld1q_f32(operands.f32[1]);
+  for (auto& v : acc) v = vdupq_n_f32(0);
   for (int64_t i = 0; i < n; ++i) {
     for (auto& v : acc) {
-      v = vfmaq_f32(b, v, a);
+      v = vfmaq_f32(v, a, b);
       asm volatile("" : "+w"(v));
     }
   }

@@ -38,46 +38,66 @@ uint64_t read_avx2(const std::byte* data, int64_t n_bytes, Streams streams) {
   });
 }
 
-// In assembly: compilers keep an array of sums in memory as soon as it is hidden from them.
-#define EXO_FMA(acc) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #acc "\n\t"
-#define EXO_SUM(multiply, add, product, acc)                                               \
-  multiply " %%ymm14, %%ymm15, %%ymm" #product "\n\t" add " %%ymm" #product ", %%ymm" #acc \
+// n rounds of `body`, whose operands are vectors a and b. In assembly: compilers keep an array of
+// sums in memory as soon as it is hidden from them.
+#define EXO_ROUNDS(body, n, a, b)                                                                  \
+  asm volatile(EXO_ZERO(0) EXO_ZERO(1) EXO_ZERO(2) EXO_ZERO(3) EXO_ZERO(4) EXO_ZERO(5) EXO_ZERO(6) \
+                   EXO_ZERO(7) EXO_ZERO(8) EXO_ZERO(9) EXO_ZERO(10)                                \
+                       EXO_ZERO(11) "1:\n\t" body "dec %[n]\n\tjnz 1b"                             \
+               : [n] "+r"(n)                                                                       \
+               : [a] "x"(a), [b] "x"(b)                                                            \
+               : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",     \
+                 "xmm9", "xmm10", "xmm11")
+#define EXO_ZERO(acc) "vpxor %%xmm" #acc ", %%xmm" #acc ", %%xmm" #acc "\n\t"
+#define EXO_FMA(acc) "vfmadd231ps %[b], %[a], %%ymm" #acc "\n\t"
+#define EXO_FMAS \
+  EXO_FMA(0)     \
+  EXO_FMA(1)     \
+  EXO_FMA(2)     \
+  EXO_FMA(3)     \
+  EXO_FMA(4) EXO_FMA(5) EXO_FMA(6) EXO_FMA(7) EXO_FMA(8) EXO_FMA(9) EXO_FMA(10) EXO_FMA(11)
+#define EXO_SUM(multiply, add, product, acc)                                         \
+  multiply " %[b], %[a], %%ymm" #product "\n\t" add " %%ymm" #product ", %%ymm" #acc \
            ", %%ymm" #acc "\n\t"
 #define EXO_SUMS(multiply, add) \
   EXO_SUM(multiply, add, 6, 0)  \
   EXO_SUM(multiply, add, 7, 1)  \
   EXO_SUM(multiply, add, 8, 2)  \
   EXO_SUM(multiply, add, 9, 3) EXO_SUM(multiply, add, 10, 4) EXO_SUM(multiply, add, 11, 5)
-#define EXO_CLOBBERS                                                                       \
-  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", \
-      "xmm11", "xmm14", "xmm15"
 
-double fp32_loop_avx2(int64_t n) {
-  asm volatile("vpxor %%ymm14, %%ymm14, %%ymm14\n\tvpxor %%ymm15, %%ymm15, %%ymm15" ::
-                   : "xmm14", "xmm15");
-  for (int64_t i = 0; i < n; ++i)
-    asm volatile(EXO_FMA(0) EXO_FMA(1) EXO_FMA(2) EXO_FMA(3) EXO_FMA(4) EXO_FMA(5) EXO_FMA(6)
-                     EXO_FMA(7) EXO_FMA(8) EXO_FMA(9) EXO_FMA(10) EXO_FMA(11)::
-                         : EXO_CLOBBERS);
+double fp32_loop_avx2(int64_t n, const LoopOperands& operands) {
+  const __m256 a = _mm256_load_ps(operands.f32[0]), b = _mm256_load_ps(operands.f32[1]);
+  EXO_ROUNDS(EXO_FMAS, n, a, b);
   return 12 * 8 * 2;
 }
 
 // Bytes widened to words: a multiply-add and an addition for 16 products.
-double int8_loop_avx2(int64_t n) {
-  for (int64_t i = 0; i < n; ++i) asm volatile(EXO_SUMS("vpmaddwd", "vpaddd")::: EXO_CLOBBERS);
+double int8_loop_avx2(int64_t n, const LoopOperands& operands) {
+  const auto words = [](const int8_t* p) {
+    return _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(p)));
+  };
+  const __m256i a = words(operands.i8[0]), b = words(operands.i8[1]);
+  EXO_ROUNDS(EXO_SUMS("vpmaddwd", "vpaddd"), n, a, b);
   return 6 * 16 * 2;
 }
 
 // Four bits times bytes, whose sums are words for a while: the same for 32 products.
-double int4_loop_avx2(int64_t n) {
-  for (int64_t i = 0; i < n; ++i) asm volatile(EXO_SUMS("vpmaddubsw", "vpaddw")::: EXO_CLOBBERS);
+double int4_loop_avx2(int64_t n, const LoopOperands& operands) {
+  const auto bytes = [](const int8_t* p) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(p));
+  };
+  const __m256i a = _mm256_and_si256(bytes(operands.i8[0]), _mm256_set1_epi8(15));
+  const __m256i b = bytes(operands.i8[1]);
+  EXO_ROUNDS(EXO_SUMS("vpmaddubsw", "vpaddw"), n, a, b);
   return 6 * 32 * 2;
 }
 
+#undef EXO_ROUNDS
+#undef EXO_ZERO
 #undef EXO_FMA
+#undef EXO_FMAS
 #undef EXO_SUM
 #undef EXO_SUMS
-#undef EXO_CLOBBERS
 
 }  // namespace exo::kernels::cpu
 #endif

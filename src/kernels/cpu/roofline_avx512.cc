@@ -37,15 +37,15 @@ uint64_t read_avx512(const std::byte* data, int64_t n_bytes, Streams streams) {
   });
 }
 
-double fp32_loop_avx512(int64_t n) {
-  asm volatile("vpxord %%zmm30, %%zmm30, %%zmm30\n\tvpxord %%zmm31, %%zmm31, %%zmm31" ::
-                   : "xmm30", "xmm31");
-  for (int64_t i = 0; i < n; ++i) asm volatile(EXO_CHAINS("vfmadd231ps")::: EXO_CLOBBERS);
+double fp32_loop_avx512(int64_t n, const LoopOperands& operands) {
+  const __m512 a = _mm512_load_ps(operands.f32[0]), b = _mm512_load_ps(operands.f32[1]);
+  EXO_CHAINS("vfmadd231ps", n, a, b);
   return 16 * 16 * 2;
 }
 
-double vnni_loop_avx512(int64_t n) {
-  for (int64_t i = 0; i < n; ++i) asm volatile(EXO_CHAINS("vpdpbusd")::: EXO_CLOBBERS);
+double vnni_loop_avx512(int64_t n, const LoopOperands& operands) {
+  const __m512i a = _mm512_load_si512(operands.i8[0]), b = _mm512_load_si512(operands.i8[1]);
+  EXO_CHAINS("vpdpbusd", n, a, b);
   return 16 * 64 * 2;
 }
 
