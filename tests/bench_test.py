@@ -45,6 +45,9 @@ def what_is_asked_for(home):
     for line in result["results"]:
         assert {"linear", "experts", "rms_norm"} <= set(line["profile"]), line["profile"]
         assert all(op["calls"] > 0 and op["seconds"] >= 0 for op in line["profile"].values())
+    twice, _ = bench(home, "--format", "int8", "--profile", "--repeats", 2)
+    calls = [x["profile"]["embedding"]["calls"] for x in twice["results"]]
+    assert calls == [3, 2], calls  # the steps, the prefills
     # A longer context is more to read.
     one = [x for x in decodes if x["batch"] == 1]
     assert one[1]["bytes_per_token"] > one[0]["bytes_per_token"], one

@@ -271,6 +271,8 @@ void add_bench(CLI::App& command, BenchCommandOptions& bench) {
       ->delimiter(',')
       ->check(whole_number(1));
   command.add_option("--steps", bench.decode_steps, "timed decode steps")->check(whole_number(1));
+  command.add_option("--repeats", bench.repeats, "timed prefills of each length")
+      ->check(whole_number(1));
   command.add_flag("--profile", bench.profile, "where the time goes, by operation");
   command.add_flag("--cold", bench.cold,
                    "time the load from the disk first, with nothing in memory");

@@ -321,6 +321,7 @@ Status bench_command(const Context& context, const BenchCommandOptions& options)
   if (!options.depths.empty()) bench.depths = options.depths;
   if (!options.batches.empty()) bench.batches = options.batches;
   bench.n_decode_steps = options.decode_steps;
+  bench.n_repeats = options.repeats;
   bench.profile = options.profile;
   EXO_RETURN_IF_ERROR(check_sizes("--prefill", bench.prefill_tokens, 1));
   EXO_RETURN_IF_ERROR(check_sizes("--depth", bench.depths, 0));

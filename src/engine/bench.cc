@@ -123,7 +123,7 @@ class Bench {
     const auto tokens = random_tokens(n_tokens, engine_.plan().config.vocab_size, random_);
     const int32_t last = static_cast<int32_t>(n_tokens) - 1;
     std::vector<double> times_s;
-    for (int repeat = 0; repeat <= options_.n_repeats; ++repeat) {  // the first one warms up
+    for (int64_t repeat = 0; repeat <= options_.n_repeats; ++repeat) {  // the first one warms up
       if (repeat == 1 && options_.profile) engine_.set_profile(&line.profile);
       EXO_RETURN_IF_ERROR(engine_.truncate(id, 0));
       const auto begin = std::chrono::steady_clock::now();

@@ -33,7 +33,7 @@ struct BenchOptions {
   std::vector<int64_t> depths = {0};   ///< decode: tokens in the cache before
   std::vector<int64_t> batches = {1};  ///< decode: sequences in one forward
   int64_t n_decode_steps = 24;         ///< timed steps for each depth and batch
-  int n_repeats = 3;                   ///< timed prefills for each length
+  int64_t n_repeats = 3;               ///< timed prefills for each length
   bool profile = false;
   uint64_t seed = 1;
 };
