@@ -138,7 +138,7 @@ struct BenchCommandOptions {
   std::optional<int64_t> dense;  ///< layers of them that are dense
   std::vector<int64_t> prefill_tokens, depths, batches, threads;
   int64_t decode_steps = 24;
-  int64_t repeats = 3;  ///< timed prefills
+  int64_t repeats = 3;    ///< timed prefills
   bool roofline = false;  ///< the machine's limits alone
   bool cold = false;      ///< time a start from the disk, too
   bool profile = false;

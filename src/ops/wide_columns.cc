@@ -18,6 +18,7 @@ void WideChooser::offer(int64_t column) {
   }
   for (; at > 0 && size(at - 1) < mine; --at) list_[at] = list_[at - 1];
   list_[at].column = static_cast<int32_t>(column);
+  if (*n_ == most_) least_ = size(most_ - 1);
 }
 
 RowScale WideChooser::finish(float rest, float largest) {

@@ -11,13 +11,14 @@ namespace exo::ops {
 
 inline constexpr float kWideFactor = 10.0f;
 
-/// The sum of |x| in its one order: 16 sums, of the columns 16 i + j, which are then added by
-/// halves.
+/// The sum of |x| in its one order: 64 sums, of the columns 64 i + j, which are then added by
+/// halves. So many that vectors needn't wait for the one before.
 struct SizeSum {
-  float parts[16] = {};
+  static constexpr int kParts = 64;
+  float parts[kParts] = {};
 
   float total() {
-    for (int width = 8; width > 0; width /= 2) {
+    for (int width = kParts / 2; width > 0; width /= 2) {
       for (int j = 0; j < width; ++j) parts[j] += parts[j + width];
     }
     return parts[0];
@@ -37,7 +38,8 @@ struct RowScale {
 inline RowScale plain_scale(float largest) { return {largest / 127.0f, 127.0f / largest}; }
 
 /// Lists the wide columns of row `row` of `out` (their q not yet), at most max_wide: the largest,
-/// of equal ones the first. Every column above the limit is offered, ascending.
+/// of equal ones the first. Every column above the limit is offered, ascending, but those that are
+/// no larger than `least` may be left out.
 class WideChooser {
  public:
   WideChooser(const float* x, int64_t row, const PackedRows& out)
@@ -45,6 +47,8 @@ class WideChooser {
     *n_ = 0;
   }
   void offer(int64_t column);
+  /// The smallest |x| of a full list, else 0.
+  float least() const { return least_; }
   /// rest: the largest |x| of the columns that weren't offered; largest: of all.
   RowScale finish(float rest, float largest);
 
@@ -54,6 +58,7 @@ class WideChooser {
   int32_t* n_;
   int64_t most_;
   float left_out_ = 0;  // the largest of those offered in vain
+  float least_ = 0;
 };
 
 /// Takes the listed columns out of the int8 row and its group sums, where they stand as

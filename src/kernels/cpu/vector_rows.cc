@@ -167,7 +167,7 @@ void PackBf16(const float* x, int64_t row, const PackedRows& out) {
 HWY_INLINE int32_t LargestBitsAndSum(const float* x, int64_t n, float* sum) {
   const DF df;
   const DI di;
-  constexpr int kVectors = 16 / kLanes;
+  constexpr int kVectors = ops::SizeSum::kParts / kLanes;
   const VI mask = hn::Set(di, 0x7FFFFFFF);
   VI largest = hn::Zero(di);
   VF sums[kVectors];
@@ -179,7 +179,7 @@ HWY_INLINE int32_t LargestBitsAndSum(const float* x, int64_t n, float* sum) {
     sums[j] = hn::Add(sums[j], hn::BitCast(df, size));
   };
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
+  for (; i + ops::SizeSum::kParts <= n; i += ops::SizeSum::kParts) {
     EXO_UNROLL
     for (int j = 0; j < kVectors; ++j) add(hn::LoadU(df, x + i + j * kLanes), j);
   }
@@ -209,8 +209,8 @@ HWY_INLINE int32_t LargestBits(const float* x, int64_t n) {
   return hn::GetLane(hn::MaxOfLanes(di, hn::Max(m0, m1)));
 }
 
-// 32 columns: their q and the sum of those.
-HWY_INLINE int32_t QuantiseGroup(const float* x, float inverse, int8_t* q) {
+// 32 columns: their q; what the lanes of the result add up to is the sum of those.
+HWY_INLINE VI QuantiseGroup(const float* x, float inverse, int8_t* q) {
   const DF df;
   const DI di;
   const hn::Rebind<int8_t, DF> d8;
@@ -221,7 +221,33 @@ HWY_INLINE int32_t QuantiseGroup(const float* x, float inverse, int8_t* q) {
     sum = hn::Add(sum, v);
     hn::StoreU(hn::DemoteTo(d8, v), d8, q + i);
   }
-  return hn::GetLane(hn::SumOfLanes(di, sum));
+  return sum;
+}
+
+// To the sum of v's blocks of four lanes.
+template <class D>
+HWY_INLINE void StoreSumOfBlocks(D d, hn::Vec<D> v, int32_t* to) {
+  if constexpr (hn::MaxLanes(d) <= 4) {
+    hn::StoreU(v, d, to);
+  } else {
+    const hn::Half<D> half;
+    StoreSumOfBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
+  }
+}
+
+// The sums of the lanes of four vectors.
+HWY_INLINE void StoreSumsOfLanes(const VI (&v)[4], int32_t* sums) {
+  const DI di;
+  const hn::RepartitionToWide<DI> d64;
+  const auto add_pairs = [&](VI a, VI b) HWY_ATTR {
+    return hn::Add(hn::InterleaveLower(di, a, b), hn::InterleaveUpper(di, a, b));
+  };
+  const auto ab = hn::BitCast(d64, add_pairs(v[0], v[1]));
+  const auto cd = hn::BitCast(d64, add_pairs(v[2], v[3]));
+  StoreSumOfBlocks(di,
+                   hn::Add(hn::BitCast(di, hn::InterleaveLower(d64, ab, cd)),
+                           hn::BitCast(di, hn::InterleaveUpper(d64, ab, cd))),
+                   sums);
 }
 
 // -- codes of a byte ------------------------------------------------------------------------------
@@ -319,24 +345,34 @@ HWY_INLINE ops::RowScale ChooseWide(const float* x, float largest, float limit, 
                                     const PackedRows& out) {
   const DF df;
   ops::WideChooser chooser(x, row, out);
+  VF most = hn::Set(df, limit);
   VF rest = hn::Zero(df);
-  constexpr int64_t kBlock = 32;  // vectors that are compared before their few finds are offered
-  constexpr int64_t kMaskBytes = (kLanes + 7) / 8;
-  uint8_t masks[kBlock * kMaskBytes + 8];  // StoreMaskBits may write 8 bytes
-  for (int64_t first = 0; first < out.n_cols; first += kBlock * kLanes) {
-    const int64_t end = std::min(first + kBlock * kLanes, out.n_cols);
-    uint8_t* mask = masks;
-    for (int64_t i = first; i < end; i += kLanes, mask += kMaskBytes) {
-      const VF size = hn::Abs(end - i >= kLanes ? hn::LoadU(df, x + i) : LoadTail(x + i, end - i));
-      const auto above = hn::Gt(size, hn::Set(df, limit));
-      rest = hn::Max(rest, hn::IfThenZeroElse(above, size));
-      hn::StoreMaskBits(df, above, mask);
+  const auto offer = [&](VF size, int64_t first) HWY_ATTR {
+    const auto above = hn::Gt(size, most);
+    rest = hn::Max(rest, hn::IfThenZeroElse(above, size));
+    uint8_t bytes[8] = {};  // StoreMaskBits may write 8
+    hn::StoreMaskBits(df, above, bytes);
+    for (uint32_t bits = bytes[0] | bytes[1] << 8; bits != 0; bits &= bits - 1)
+      chooser.offer(first + std::countr_zero(bits));
+    most = hn::Max(most, hn::Set(df, chooser.least()));
+  };
+  int64_t i = 0;
+  // Few columns are above: looked at one by one where the largest of some is.
+  constexpr int kAtOnce = 4;
+  for (; i + kAtOnce * kLanes <= out.n_cols; i += kAtOnce * kLanes) {
+    VF sizes[kAtOnce];
+    EXO_UNROLL
+    for (int j = 0; j < kAtOnce; ++j) sizes[j] = hn::Abs(hn::LoadU(df, x + i + j * kLanes));
+    const VF largest_of = hn::Max(hn::Max(sizes[0], sizes[1]), hn::Max(sizes[2], sizes[3]));
+    if (hn::AllFalse(df, hn::Gt(largest_of, most))) {
+      rest = hn::Max(rest, largest_of);
+    } else {
+      for (int j = 0; j < kAtOnce; ++j) offer(sizes[j], i + j * kLanes);
     }
-    for (const uint8_t* m = masks; m < mask; ++m) {
-      constexpr int64_t kColumns = std::min(kLanes, 8);  // of a byte
-      for (uint32_t bits = *m; bits != 0; bits &= bits - 1)
-        chooser.offer(first + (m - masks) * kColumns + std::countr_zero(bits));
-    }
+  }
+  for (; i < out.n_cols; i += kLanes) {
+    const int64_t n = out.n_cols - i;
+    offer(hn::Abs(n >= kLanes ? hn::LoadU(df, x + i) : LoadTail(x + i, n)), i);
   }
   return chooser.finish(hn::GetLane(hn::MaxOfLanes(df, rest)), largest);
 }
@@ -360,16 +396,22 @@ void PackI8(const float* x, int64_t row, const PackedRows& out) {
   const auto [scale, inverse] =
       largest > limit ? ChooseWide(x, largest, limit, row, out) : ops::plain_scale(largest);
   out.scales[row] = scale;
-  for (int64_t g = 0; g < n_groups; ++g) {
-    auto* q = reinterpret_cast<int8_t*>(out.line(row, g / 2)) + g % 2 * 32;
-    const int64_t n = out.n_cols - 32 * g;
-    if (n >= 32) {
-      sums[g] = QuantiseGroup(x + 32 * g, inverse, q);
-    } else {
-      float tail[32] = {};
-      if (n > 0) std::memcpy(tail, x + 32 * g, static_cast<size_t>(n) * 4);
-      sums[g] = QuantiseGroup(tail, inverse, q);
+  constexpr int64_t kAtOnce = 4;  // groups: 128 columns, which rows are padded to
+  static_assert(kKPad == kAtOnce * kInt4GroupCols);
+  for (int64_t g = 0; g < n_groups; g += kAtOnce) {
+    const int64_t n = out.n_cols - kInt4GroupCols * g;
+    const float* from = x + kInt4GroupCols * g;
+    float tail[kKPad];
+    if (n < kKPad) {
+      std::fill(std::copy_n(from, n, tail), std::end(tail), 0.0f);
+      from = tail;
     }
+    VI group_sums[kAtOnce];
+    for (int64_t i = 0; i < kAtOnce; ++i) {
+      auto* q = reinterpret_cast<int8_t*>(out.line(row, (g + i) / 2)) + i % 2 * kInt4GroupCols;
+      group_sums[i] = QuantiseGroup(from + i * kInt4GroupCols, inverse, q);
+    }
+    StoreSumsOfLanes(group_sums, sums + g);
   }
   ops::move_wide(x, inverse, row, out);
 }

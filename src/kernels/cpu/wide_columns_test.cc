@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <span>
 
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/matmul.h"
@@ -86,6 +87,36 @@ TEST(WideColumns, AreTheLargestOfThoseTenTimesTheMean) {
       for (int64_t k = 32 * g; k < 32 * g + 32; ++k)
         sum += static_cast<int8_t>(rows.line(0, k / 64)[k % 64]);
       EXPECT_EQ(rows.group_sums[g], sum) << g;
+    }
+  }
+}
+
+// Of rows with long tails, as SwiGLU's are: every way must choose the same ones, and round alike.
+TEST(WideColumns, OfRowsThatHaveMoreThanFitAreTheReferences) {
+  const int64_t n_rows = 24;
+  for (const int64_t n : {300, 512, 1408, 1421}) {
+    auto x = random_floats(n_rows * n, 9);
+    for (float& v : x) v = v * v * v * v * v;
+    std::vector<std::byte> expected;
+    for (Isa isa : supported_isas()) {
+      SCOPED_TRACE(std::string(to_string(isa)) + " " + std::to_string(n));
+      TestContext t(table(isa));
+      const PackedRows rows = *ops::pack(make_view(x.data(), {n_rows, n}), DType::i8, t.ctx);
+      std::vector<std::byte> got(rows.data, rows.data + rows.data_bytes());
+      const auto append = [&](const auto* first, int64_t count) {
+        const auto bytes = std::as_bytes(std::span(first, static_cast<size_t>(count)));
+        got.insert(got.end(), bytes.begin(), bytes.end());
+      };
+      append(rows.scales, n_rows);
+      append(rows.group_sums, n_rows * rows.n_cols_padded() / kInt4GroupCols);
+      int n_full = 0;
+      for (int64_t i = 0; i < n_rows; ++i) {
+        append(rows.wide_of(i), rows.n_wide[i]);
+        n_full += rows.n_wide[i] == max_wide(n);
+      }
+      EXPECT_GT(n_full, n_rows / 2);
+      if (expected.empty()) expected = got;
+      EXPECT_EQ(got, expected);
     }
   }
 }

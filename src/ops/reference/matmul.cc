@@ -205,7 +205,7 @@ void pack_row(const float* x, int64_t row, const PackedRows& out) {
   for (int64_t k = 0; k < n; ++k) {
     finite = finite && std::isfinite(x[k]);
     largest = std::fmax(largest, std::fabs(x[k]));
-    sum.parts[k % 16] += std::fabs(x[k]);
+    sum.parts[k % SizeSum::kParts] += std::fabs(x[k]);
   }
   const bool zero = !finite || largest < 1e-30f;
   RowScale s = {finite ? 0.0f : std::numeric_limits<float>::quiet_NaN(), 0.0f};
