@@ -14,9 +14,11 @@
 /// A Format says:
 ///   kInteger     i8 products and a scale for each row of both operands; else bf16 products
 ///   kSourceCols, kSourceBytes, kTilesPerSource   of a source tile, a tile of its weights
-///   kUnpacked    source tiles become K tiles: Half(source tile, half, tiles).lines(begin, end)
+///   kUnpacked    source tiles become K tiles: Half(source tile, half, K tiles, tables)
+///                .lines(begin, end)
 ///   kKept        those of a pair of panels are kept for all groups
-///   kScaled      blocks of K have scales: scale(w, panel, block)
+///   Tables       what a panel's source tiles are unpacked with: begin(w, panel, source) comes
+///                before each; Half takes them, too
 ///
 /// Include only from files compiled for AMX (see matmul_layout.h about linkage).
 #pragma once
@@ -43,35 +45,37 @@ constexpr int64_t kWriteAhead = 8;      ///< rows of output asked for before the
 constexpr int64_t kStreamedBytes = 16 << 20;
 constexpr int64_t kTailTiles = 15 + kSourceTiles;
 
+/// Of formats whose source tiles say all about themselves.
+struct NoTables {
+  void begin(const PackedMatrix& /*w*/, int64_t /*panel*/, int64_t /*source*/) {}
+};
+
 /// Of formats that are multiplied as they are.
 struct NothingToUnpack {
-  NothingToUnpack(const uint8_t* /*tile*/, int /*half*/, uint8_t* /*to*/) {}
+  NothingToUnpack(const uint8_t* /*tile*/, int /*half*/, uint8_t* /*to*/, const NoTables&) {}
   void lines(int /*begin*/, int /*end*/) const {}
 };
 
 /// The thread's scratch, cut up.
 struct AmxScratch {
-  uint8_t* sums;        ///< a group's
-  uint8_t* partial[2];  ///< sums of a block of K before their scale (fp8)
-  float* products;      ///< of a group and a pair, for `take`; in partial[0], which is free then
-  uint8_t* tail;        ///< the end of a row tile of fewer than 16 rows
-  uint8_t* ring;        ///< slots, [panel][K tile]: what is multiplied, and what comes next
-  WideScratch wide;     ///< of integers, behind the two slots that those use
+  uint8_t* sums;     ///< a group's
+  float* products;   ///< of a group and a pair, for `take`
+  uint8_t* tail;     ///< the end of a row tile of fewer than 16 rows
+  uint8_t* ring;     ///< slots, [panel][K tile]: what is multiplied, and what comes next
+  WideScratch wide;  ///< of integers, behind the two slots that those use
 };
 constexpr int64_t kMostSlots =
-    (kMatmulScratchBytes - 3 * kSumBytes - kTailTiles * kTile) / kSlotBytes;
+    (kMatmulScratchBytes - 2 * kSumBytes - kTailTiles * kTile) / kSlotBytes;
 
-static_assert(kTailTiles * kTile + 2 * kSlotBytes + 4 * kSumBytes +
+static_assert(kTailTiles * kTile + 2 * kSlotBytes + 3 * kSumBytes +
                   (kMostWideEntries + kMostGroups) * static_cast<int64_t>(sizeof(WideEntry)) <=
               kMatmulScratchBytes);
 
 inline AmxScratch cut_scratch(std::byte* scratch) {
   AmxScratch s;
   s.sums = reinterpret_cast<uint8_t*>(scratch);
-  s.partial[0] = s.sums + kSumBytes;
-  s.partial[1] = s.partial[0] + kSumBytes;
-  s.products = reinterpret_cast<float*>(s.partial[0]);
-  s.tail = s.partial[1] + kSumBytes;
+  s.products = reinterpret_cast<float*>(s.sums + kSumBytes);
+  s.tail = s.sums + 2 * kSumBytes;
   s.ring = s.tail + kTailTiles * kTile;
   s.wide.sums = s.ring + 2 * kSlotBytes;
   s.wide.entries = reinterpret_cast<WideEntry*>(s.wide.sums + kSumBytes);
@@ -111,6 +115,8 @@ inline Group make_group(const PackedRows& x, int64_t row, int64_t n_rows, uint8_
 
 /// Two panels' packed bytes; the last one alone is both.
 struct PanelPair {
+  const PackedMatrix* w;
+  int64_t index[2];
   const uint8_t* panel[2];
 };
 
@@ -193,55 +199,6 @@ inline void write_out(const MatmulTask& task, const Group& group, int64_t panel,
   if (taken) task.take(task.taker, {s.products, stride, group.row, group.n_rows, panel, n_panels});
 }
 
-/// The sums of a block of K on their way, scaled, to those of their group (fp8), some lines after
-/// each product of what is multiplied next.
-class ScaledSums {
- public:
-  ScaledSums(uint8_t* sums, int n_tiles) : sums_(sums), n_lines_(2 * n_tiles * 16) {}
-  void begin(const uint8_t* partial, float scale0, float scale1) {
-    finish();
-    first_ = partial_ == nullptr;
-    partial_ = partial;
-    scale_[0] = scale0;
-    scale_[1] = scale1;
-    line_ = 0;
-  }
-  inline __attribute__((always_inline)) void step() {
-    if (line_ < n_lines_ && partial_ != nullptr) add_lines();
-  }
-  void finish() {
-    while (line_ < n_lines_ && partial_ != nullptr) add_lines();
-  }
-
- private:
-  // A block of 128 columns has four K tiles, each two products for 32 lines of sums.
-  static constexpr int kLinesAtOnce = 4;
-
-  inline __attribute__((always_inline)) void add_lines() {
-    const int line = line_;
-    line_ = line + kLinesAtOnce;
-    const __m512 scale = _mm512_set1_ps(scale_[line / 16 % 2]);
-    const uint8_t* from = partial_ + line * kLine;
-    auto* to = reinterpret_cast<float*>(sums_ + line * kLine);
-    __m512 v[kLinesAtOnce];
-    if (first_) {
-      for (int i = 0; i < kLinesAtOnce; ++i)
-        v[i] = _mm512_mul_ps(_mm512_load_ps(from + i * kLine), scale);
-    } else {
-      for (int i = 0; i < kLinesAtOnce; ++i)
-        v[i] =
-            _mm512_fmadd_ps(_mm512_load_ps(from + i * kLine), scale, _mm512_load_ps(to + 16 * i));
-    }
-    for (int i = 0; i < kLinesAtOnce; ++i) _mm512_store_ps(to + 16 * i, v[i]);
-  }
-
-  uint8_t* sums_;
-  const uint8_t* partial_ = nullptr;
-  float scale_[2] = {};
-  bool first_ = true;
-  int n_lines_, line_ = 0;
-};
-
 template <int kA>
 inline void store_sums(uint8_t* to) {
   _tile_stored(0, to, kLine);
@@ -255,20 +212,20 @@ inline void store_sums(uint8_t* to) {
 
 // The next product of a K tile, number i of its row of kA, and a share of what is beside it. A
 // macro, as a tile's number is part of its instruction.
-#define EXO_PRODUCT(sum, i)                     \
-  if constexpr (Format::kInteger) {             \
-    _tile_dpbssd(sum, 7, 6);                    \
-  } else {                                      \
-    _tile_dpbf16ps(sum, 7, 6);                  \
-  }                                             \
-  ahead.step();                                 \
-  if constexpr (Format::kScaled) scaled.step(); \
+#define EXO_PRODUCT(sum, i)         \
+  if constexpr (Format::kInteger) { \
+    _tile_dpbssd(sum, 7, 6);        \
+  } else {                          \
+    _tile_dpbf16ps(sum, 7, 6);      \
+  }                                 \
+  ahead.step();                     \
   if constexpr (kUnpacks) half.lines((i)*8 / kA, ((i) + 1) * 8 / kA)
 
 /// A thread's work on a task.
 template <class Format>
 struct Amx {
   using Half = typename Format::Half;
+  using Tables = typename Format::Tables;
 
   const MatmulTask& task;
   const AmxScratch scratch;
@@ -276,6 +233,7 @@ struct Amx {
   bool kept = false;        // the ring holds all source tiles of a pair, else what comes next
   int64_t turn = 0;         // source tiles that went through the ring before
   Prefetch prefetch{nullptr, 0, 1};
+  Tables tables[2];  // of a pair's panels
 
   explicit Amx(const MatmulTask& t)
       : task(t),
@@ -285,7 +243,8 @@ struct Amx {
   PanelPair pair_at(const PackedMatrix& w, int64_t panel, int64_t n_panels) const {
     const int64_t bytes = panel_stride(w, Format::kSourceCols, Format::kSourceBytes);
     const uint8_t* first = tiles_of(w) + panel * bytes;
-    return {{first, n_panels > 1 ? first + bytes : first}};
+    if (n_panels > 1) return {&w, {panel, panel + 1}, {first, first + bytes}};
+    return {&w, {panel, panel}, {first, first}};
   }
   uint8_t* ring(int64_t source, int panel) const {
     return scratch.ring + (kept ? source : (turn + source) % 2) * kSlotBytes +
@@ -295,24 +254,21 @@ struct Amx {
   const uint8_t* tiles_at(const PanelPair& pair, int64_t source, int p) const {
     return Format::kUnpacked ? ring(source, p) : pair.panel[p] + source * Format::kSourceBytes;
   }
-  void unpack_first(const PanelPair& pair) const {
+  void unpack_first(const PanelPair& pair) {
     for (int p = 0; p < 2; ++p) {
-      for (int h = 0; h < 2; ++h) Half(pair.panel[p], h, ring(0, p)).lines(0, 8);
+      tables[p].begin(*pair.w, pair.index[p], 0);
+      for (int h = 0; h < 2; ++h) Half(pair.panel[p], h, ring(0, p), tables[p]).lines(0, 8);
     }
   }
 
   /// The sums of a group and a pair of panels, to scratch.sums. With kUnpacks each source tile
   /// unpacks the one that comes then, the last one the first of `next`.
   template <int kA, bool kUnpacks>
-  void multiply(const Group& group, int64_t panel, const PanelPair& pair, const PanelPair& next) {
+  void multiply(const Group& group, const PanelPair& pair, const PanelPair& next) {
     const uint8_t* a0 = group.a[0];
     const uint8_t* a1 = group.a[kA > 1 ? 1 : 0];
     const uint8_t* last = group.a[kA - 1];
     int64_t last_step = group.last_step;
-    [[maybe_unused]] ScaledSums scaled(scratch.sums, kA);
-    [[maybe_unused]] const int64_t in_block =
-        Format::kScaled ? task.w->k_block / Format::kSourceCols : 0;
-    [[maybe_unused]] int64_t block = 0, left_in_block = in_block;
     [[maybe_unused]] const WideEntry* wide = group.wide;
     if constexpr (Format::kInteger) {
       if (wide->source != kNoSource) __builtin_memset(scratch.wide.sums, 0, kSumBytes);
@@ -327,7 +283,7 @@ struct Amx {
       }
       const bool at_end = s + 1 == n_sources;
       const PanelPair& unpacked = at_end ? next : pair;
-      const int64_t offset = at_end ? 0 : (s + 1) * Format::kSourceBytes;
+      const int64_t next_source = at_end ? 0 : s + 1, offset = next_source * Format::kSourceBytes;
 #pragma GCC unroll 2
       for (int t = 0; t < Format::kTilesPerSource; ++t) {
         const uint8_t* b[2];
@@ -335,10 +291,11 @@ struct Amx {
         // Beside K tile t, panel t of the source tile that comes then.
         const uint8_t* source = unpacked.panel[t] + offset;
         uint8_t* to = ring(s + 1, t);
+        if constexpr (kUnpacks) tables[t].begin(*unpacked.w, unpacked.index[t], next_source);
         // Tile instructions don't tell the compiler what they read.
         asm volatile("" : : : "memory");
         {
-          const Half half(source, 0, to);
+          const Half half(source, 0, to, tables[t]);
           _tile_loadd(6, b[0], kLine);
           if constexpr (kA > 1) {
             _tile_loadd(7, a0, kLine);
@@ -358,7 +315,7 @@ struct Amx {
           }
         }
         {
-          const Half half(source, 1, to);
+          const Half half(source, 1, to, tables[t]);
           _tile_loadd(6, b[1], kLine);
           if constexpr (kA == 1) {
             EXO_PRODUCT(1, 0);
@@ -384,32 +341,16 @@ struct Amx {
         if (wide->source == s)
           wide = add_wide(wide, tiles_at(pair, s, 0), tiles_at(pair, s, 1), scratch.wide.sums);
       }
-      if constexpr (Format::kScaled) {
-        if (--left_in_block > 0 && !at_end) continue;
-        uint8_t* partial = scratch.partial[block % 2];
-        store_sums<kA>(partial);
-        const bool lone = pair.panel[0] == pair.panel[1];
-        scaled.begin(partial, Format::scale(*task.w, panel, block),
-                     Format::scale(*task.w, lone ? panel : panel + 1, block));
-        zero_tiles();
-        ++block;
-        left_in_block = in_block;
-      }
     }
     prefetch = ahead;
-    if constexpr (Format::kScaled) {
-      scaled.finish();
-    } else {
-      store_sums<kA>(scratch.sums);
-    }
+    store_sums<kA>(scratch.sums);
   }
 
   template <bool kUnpacks>
-  void multiply_group(const Group& group, int64_t panel, const PanelPair& pair,
-                      const PanelPair& next) {
-    if (group.n_tiles == 3) return multiply<3, kUnpacks>(group, panel, pair, next);
-    if (group.n_tiles == 2) return multiply<2, kUnpacks>(group, panel, pair, next);
-    multiply<1, kUnpacks>(group, panel, pair, next);
+  void multiply_group(const Group& group, const PanelPair& pair, const PanelPair& next) {
+    if (group.n_tiles == 3) return multiply<3, kUnpacks>(group, pair, next);
+    if (group.n_tiles == 2) return multiply<2, kUnpacks>(group, pair, next);
+    multiply<1, kUnpacks>(group, pair, next);
   }
 
   /// Asks for the first pair of `panels` the products of the pair that comes now.
@@ -449,9 +390,9 @@ struct Amx {
       ask_for(at_end ? after : Panels{task.w, panel + 2, end - panel - 2}, n_tiles);
       for (int64_t g = 0; g < n_groups; ++g) {
         if (Format::kUnpacked && (g == 0 || !kept)) {
-          multiply_group<true>(groups[g], panel, pair, g + 1 < n_groups ? pair : next);
+          multiply_group<true>(groups[g], pair, g + 1 < n_groups ? pair : next);
         } else {
-          multiply_group<false>(groups[g], panel, pair, next);
+          multiply_group<false>(groups[g], pair, next);
         }
         turn += n_sources;
         write_out<Format>(task, groups[g], panel, min_of(2, end - panel), scratch);

@@ -9,15 +9,20 @@ namespace exo::kernels::cpu {
 namespace {
 
 struct Int8 {
-  static constexpr bool kInteger = true, kUnpacked = false, kKept = false, kScaled = false;
+  static constexpr bool kInteger = true, kUnpacked = false, kKept = false;
   static constexpr int64_t kSourceCols = 64, kSourceBytes = kTile, kTilesPerSource = 1;
+  using Tables = NoTables;
   using Half = NothingToUnpack;
 };
 
 struct Int4 {
-  static constexpr bool kInteger = true, kUnpacked = true, kKept = false, kScaled = false;
+  static constexpr bool kInteger = true, kUnpacked = true, kKept = false;
   static constexpr int64_t kSourceCols = 128, kSourceBytes = kInt4Tile, kTilesPerSource = 2;
-  using Half = Int4Half<false>;
+  using Tables = NoTables;
+  struct Half : Int4Half<false> {
+    Half(const uint8_t* tile, int half, uint8_t* to, const Tables& /*tables*/)
+        : Int4Half(tile, half, to) {}
+  };
 };
 
 }  // namespace
