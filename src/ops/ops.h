@@ -62,7 +62,8 @@ inline constexpr int64_t kMaxMatmulCols = 131072;
 
 /// out[i, n] = sum_k x[i, k] * w[n, k], f32.  Pairs of x.dtype and w.format: f32 with every format
 /// (weights widened to f32; an fp8 block's scale multiplies the block's f32 sum, an integer row's
-/// scale the whole sum), bf16 with bf16 and fp8, i8 with int8 and int4. n_in <= kMaxMatmulCols.
+/// scale the whole sum), bf16 with bf16 and fp8 (likewise; AMX takes weights of code * scale,
+/// rounded to bf16, for all but one row), i8 with int8 and int4. n_in <= kMaxMatmulCols.
 /// i8: out = f32(exact int32 sum) * (x.scales[i] * w.row_scales[n]), each product rounded once (no
 /// fused multiply-add, also not when accumulating): the same bits on every instruction set.
 struct LinearArgs {

@@ -20,6 +20,29 @@ struct Bf16 {
   using Half = NothingToUnpack;
 };
 
+/// The tables' values times `scale`, rounded to bf16.
+inline Fp8Tables scaled_tables(float scale) {
+  const auto wide = [](const uint8_t* bytes) {  // 16
+    return _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
+  };
+  const auto scaled = [&](int code) {  // of 16 codes
+    const __m512i low = _mm512_slli_epi32(wide(kFp8Tables.low + code), 16);
+    const __m512i high = _mm512_slli_epi32(wide(kFp8Tables.high + code), 24);
+    return _mm512_mul_ps(_mm512_castsi512_ps(_mm512_or_si512(low, high)), _mm512_set1_ps(scale));
+  };
+  const auto store = [](uint8_t* to, __m512i words) {  // their low bytes
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi16_epi8(words));
+  };
+  Fp8Tables t;
+  for (int code = 0; code < 128; code += 32) {
+    const __m512bh rounded = _mm512_cvtne2ps_pbh(scaled(code + 16), scaled(code));
+    const auto words = reinterpret_cast<__m512i>(rounded);
+    store(t.low + code, words);
+    store(t.high + code, _mm512_srli_epi16(words, 8));
+  }
+  return t;
+}
+
 struct Fp8 {
   static constexpr bool kInteger = false, kUnpacked = true, kKept = true;
   static constexpr int64_t kSourceCols = 64, kSourceBytes = kTile, kTilesPerSource = 2;
@@ -31,7 +54,7 @@ struct Fp8 {
       const int64_t sources = w.k_block / kSourceCols;
       if (source % sources != 0) return;
       const int64_t n_blocks = ceil_of(w.n_in, w.k_block);
-      scaled = scaled_fp8_tables(w.block_scales[panel * n_blocks + source / sources]);
+      scaled = scaled_tables(w.block_scales[panel * n_blocks + source / sources]);
     }
   };
   // Lines 8 * half .. of a source tile on their way to the same lines of two bf16 tiles.

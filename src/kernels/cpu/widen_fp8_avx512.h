@@ -58,42 +58,5 @@ struct Fp8Widener {
   }
 };
 
-#if defined(__AVX512BF16__)
-/// Tables of the codes' values times `scale`, rounded to bf16.
-[[maybe_unused]] inline Fp8Tables scaled_fp8_tables(float scale) {
-  alignas(64) static constexpr auto kBits = [] {
-    struct {
-      uint16_t v[128];
-    } bits{};
-    for (int i = 0; i < 128; ++i) bits.v[i] = bf16_of_e4m3(i);
-    return bits;
-  }();
-  // Bytes 0, 2, 4 .. of two vectors.
-  alignas(64) static constexpr auto kEven = [] {
-    struct {
-      uint8_t v[64];
-    } even{};
-    for (int i = 0; i < 64; ++i) even.v[i] = static_cast<uint8_t>(2 * i);
-    return even;
-  }();
-  const __m512i even = _mm512_load_si512(kEven.v), odd = _mm512_or_si512(even, _mm512_set1_epi8(1));
-  const auto scaled = [&](const uint16_t* bits) {  // 16 values
-    const __m512i wide =
-        _mm512_cvtepu16_epi32(_mm256_load_si256(reinterpret_cast<const __m256i*>(bits)));
-    return _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)), _mm512_set1_ps(scale));
-  };
-  const auto rounded = [&](const uint16_t* bits) {  // 32 values
-    return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(scaled(bits + 16), scaled(bits)));
-  };
-  Fp8Tables t;
-  for (int i = 0; i < 128; i += 64) {
-    const __m512i first = rounded(kBits.v + i), second = rounded(kBits.v + i + 32);
-    _mm512_store_si512(t.low + i, _mm512_permutex2var_epi8(first, even, second));
-    _mm512_store_si512(t.high + i, _mm512_permutex2var_epi8(first, odd, second));
-  }
-  return t;
-}
-#endif
-
 }  // namespace
 }  // namespace exo::kernels::cpu
