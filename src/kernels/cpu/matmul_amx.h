@@ -115,7 +115,6 @@ inline Group make_group(const PackedRows& x, int64_t row, int64_t n_rows, uint8_
 
 /// Two panels' packed bytes; the last one alone is both.
 struct PanelPair {
-  const PackedMatrix* w;
   int64_t index[2];
   const uint8_t* panel[2];
 };
@@ -243,8 +242,8 @@ struct Amx {
   PanelPair pair_at(const PackedMatrix& w, int64_t panel, int64_t n_panels) const {
     const int64_t bytes = panel_stride(w, Format::kSourceCols, Format::kSourceBytes);
     const uint8_t* first = tiles_of(w) + panel * bytes;
-    if (n_panels > 1) return {&w, {panel, panel + 1}, {first, first + bytes}};
-    return {&w, {panel, panel}, {first, first}};
+    if (n_panels > 1) return {{panel, panel + 1}, {first, first + bytes}};
+    return {{panel, panel}, {first, first}};
   }
   uint8_t* ring(int64_t source, int panel) const {
     return scratch.ring + (kept ? source : (turn + source) % 2) * kSlotBytes +
@@ -256,7 +255,7 @@ struct Amx {
   }
   void unpack_first(const PanelPair& pair) {
     for (int p = 0; p < 2; ++p) {
-      tables[p].begin(*pair.w, pair.index[p], 0);
+      tables[p].begin(*task.w, pair.index[p], 0);
       for (int h = 0; h < 2; ++h) Half(pair.panel[p], h, ring(0, p), tables[p]).lines(0, 8);
     }
   }
@@ -291,7 +290,7 @@ struct Amx {
         // Beside K tile t, panel t of the source tile that comes then.
         const uint8_t* source = unpacked.panel[t] + offset;
         uint8_t* to = ring(s + 1, t);
-        if constexpr (kUnpacks) tables[t].begin(*unpacked.w, unpacked.index[t], next_source);
+        if constexpr (kUnpacks) tables[t].begin(*task.w, unpacked.index[t], next_source);
         // Tile instructions don't tell the compiler what they read.
         asm volatile("" : : : "memory");
         {

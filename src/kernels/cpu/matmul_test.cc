@@ -6,6 +6,7 @@
 #include <cmath>
 #include <tuple>
 
+#include "kernels/cpu/matmul_x86.h"
 #include "ops/testing/packed.h"
 
 namespace exo::kernels::cpu {
@@ -171,6 +172,40 @@ TEST(FindMatmul, AForcedInstructionSetHasItsOwnCode) {
       if (has_avx512(isas[i]) == has_avx512(isas[j])) continue;  // one vector width
       EXPECT_NE(find_matmul(isas[i], DType::f32, WeightFormat::bf16).kernel,
                 find_matmul(isas[j], DType::f32, WeightFormat::bf16).kernel);
+    }
+  }
+}
+
+// The scales of checkpoints have 24 bits. AMX multiplies by code * scale as bf16 (but one row as
+// all other instruction sets do: scaled sums of codes).
+TEST(MatmulFp8, ScalesOfManyBits) {
+  const int64_t n_out = 70, n_in = 900;
+  for (int64_t k_block : {128, 192}) {  // the last one in part
+    TestMatrix w = random_matrix(WeightFormat::fp8, n_out, n_in, 7, k_block);
+    const auto factors = random_floats(static_cast<int64_t>(w.block_scales.size()), 8);
+    for (size_t i = 0; i < factors.size(); ++i) w.block_scales[i] *= 1.0f + std::fabs(factors[i]);
+    for (int64_t n_rows : {1, 2, 16, 40, 70, 120}) {
+      const auto x = random_floats(n_rows * n_in, 9);
+      for (Isa isa : supported_isas()) {
+        SCOPED_TRACE(std::string(to_string(isa)) + " rows " + std::to_string(n_rows));
+        const bool rounded = isa == Isa::amx && n_rows >= kAmxFp8Rows;
+        const auto out = run_linear(table(isa), w, DType::bf16, x, n_rows);
+        for (int64_t i = 0; i < n_rows; i += 1 + n_rows / 5) {
+          for (int64_t n = 0; n < n_out; ++n) {
+            double sum = 0, size = 0;
+            for (int64_t k = 0; k < n_in; ++k) {
+              const auto block = n / 16 * w.matrix.n_k_blocks() + k / k_block;
+              const float exact = w.codes[static_cast<size_t>(n * n_in + k)] *
+                                  w.block_scales[static_cast<size_t>(block)];
+              const double weight = rounded ? to_f32(to_bf16(exact)) : exact;
+              const double v = to_f32(to_bf16(x[static_cast<size_t>(i * n_in + k)]));
+              sum += weight * v;
+              size += std::fabs(weight * v);
+            }
+            ASSERT_NEAR(out[static_cast<size_t>(i * n_out + n)], sum, size * 2e-6) << i << "," << n;
+          }
+        }
+      }
     }
   }
 }

@@ -8,7 +8,6 @@
 #include <cstring>
 
 #include "kernels/cpu/matmul.h"
-#include "kernels/cpu/matmul_x86.h"
 #include "ops/testing/packed.h"
 
 namespace exo::kernels::cpu {
@@ -296,43 +295,6 @@ TEST(MatmulFp8, EveryCodeIsWidenedExactly) {
           const auto code = static_cast<uint8_t>(first + k);
           const float expected = (code & 127) == 127 ? 0.0f : to_f32(f8_e4m3{code});
           ASSERT_EQ(out[static_cast<size_t>(k * 16)], expected) << "code " << int{code};
-        }
-      }
-    }
-  }
-}
-
-// The scales of checkpoints are no powers of two. AMX multiplies by code * scale as bf16 (and one
-// row as all other instruction sets do: scaled sums of codes).
-TEST(MatmulFp8, ScalesOfManyBits) {
-  const int64_t n_out = 70, n_in = 900;  // of eight blocks, the last in part
-  for (int64_t k_block : {128, 192}) {
-    TestMatrix w = random_matrix(WeightFormat::fp8, n_out, n_in, 7, k_block);
-    const auto factors = random_floats(static_cast<int64_t>(w.block_scales.size()), 8);
-    for (size_t i = 0; i < factors.size(); ++i) w.block_scales[i] *= 1.0f + std::fabs(factors[i]);
-    for (int64_t n_rows : {1, 2, 16, 40, 70, 120}) {
-      const auto x = random_floats(n_rows * n_in, 9);
-      TestContext t(ops::reference_table());
-      const PackedRows packed = *ops::pack(make_view(x.data(), {n_rows, n_in}), DType::bf16, t.ctx);
-      for (Isa isa : supported_isas()) {
-        if (isa == Isa::reference) continue;
-        SCOPED_TRACE(std::string(to_string(isa)) + " rows " + std::to_string(n_rows));
-        const bool rounded = isa == Isa::amx && n_rows >= kAmxFp8Rows;
-        const auto out = run_task(isa, w, packed, 0, n_rows, 0, w.matrix.n_panels());
-        for (int64_t i = 0; i < n_rows; i += 1 + n_rows / 5) {
-          for (int64_t n = 0; n < n_out; ++n) {
-            double sum = 0, size = 0;
-            for (int64_t k = 0; k < n_in; ++k) {
-              const float scale =
-                  w.block_scales[static_cast<size_t>(n / 16 * w.matrix.n_k_blocks() + k / k_block)];
-              const float exact = w.codes[static_cast<size_t>(n * n_in + k)] * scale;
-              const double weight = rounded ? to_f32(to_bf16(exact)) : exact;
-              const auto* line = reinterpret_cast<const bf16*>(packed.line(i, k / 32));
-              sum += weight * to_f32(line[k % 32]);
-              size += std::fabs(weight * to_f32(line[k % 32]));
-            }
-            ASSERT_NEAR(out[static_cast<size_t>(i * n_out + n)], sum, size * 2e-6) << i << "," << n;
-          }
         }
       }
     }

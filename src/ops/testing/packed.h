@@ -146,10 +146,13 @@ inline TestMatrix random_matrix(WeightFormat format, int64_t n_out, int64_t n_in
   if (format == WeightFormat::int8) w.row_sums = m.row_sums.data();
   if (format == WeightFormat::fp8) {
     m.block_scales.resize(static_cast<size_t>(w.n_panels() * w.n_k_blocks()));
-    // Powers of two, which every way of applying them does exactly: AMX puts scales into the bf16
-    // weights (MatmulFp8.ScalesOfManyBits tests others).
-    for (float& s : m.block_scales)
-      s = std::exp2(std::round(std::log2(around(rng) * around(rng) * unit / code_size)));
+    // Of four bits, as codes are: code * scale is a bf16 number, and every way of applying scales
+    // is exact (MatmulFp8.ScalesOfManyBits tests others).
+    for (float& s : m.block_scales) {
+      int exponent = 0;
+      const float mantissa = std::frexp(around(rng) * unit / code_size, &exponent);
+      s = std::ldexp(std::round(mantissa * 16.0f) / 16.0f, exponent);
+    }
     w.block_scales = m.block_scales.data();
   }
   for (int64_t n = 0; n < n_out; ++n) {
