@@ -319,18 +319,6 @@ Panels hidden_panels(const Plan& plan, int64_t task) {
   return {plan.jobs[t.job].gate_up, 2 * t.pair, 2 * t.n_pairs};
 }
 
-// Products become hidden values.
-struct HiddenTaker {
-  const Rows& rows;
-  const VectorKernels& v;
-
-  static void take(const void* taker, const Products& p) {
-    const auto& [rows, v] = *static_cast<const HiddenTaker*>(taker);
-    v.silu_mul(p.data, p.stride, p.n_rows, p.n_panels / 2,
-               rows.hidden + p.row * rows.stride + p.panel / 2 * 16, rows.stride);
-  }
-};
-
 void run_hidden_task(const ops::ExpertsArgs& args, const Plan& plan, int64_t task, int thread,
                      const VectorKernels& v) {
   const int64_t row = plan.tasks[task].row;
@@ -342,21 +330,20 @@ void run_hidden_task(const ops::ExpertsArgs& args, const Plan& plan, int64_t tas
   if (job.alone) gather_job(args, job, rows.x);
   const int64_t end = panels.begin + panels.count;
   const int64_t step = plan.kernel.needs_buffer(n_rows) ? 2 * most_pairs(n_rows) : panels.count;
-  const HiddenTaker taker = {rows, v};
   for (int64_t panel = panels.begin; panel < end; panel += step) {
     const int64_t n_panels = std::min(step, end - panel), left = end - panel - n_panels;
-    plan.kernel({.x = &rows.x,
-                 .row_begin = row,
-                 .n_rows = n_rows,
-                 .w = panels.w,
-                 .panel_begin = panel,
-                 .n_panels = n_panels,
-                 .out = plan.buffer(thread),
-                 .out_stride = n_panels * kPanelRows,
-                 .take = HiddenTaker::take,
-                 .taker = &taker,
-                 .scratch = plan.kernel_scratch(thread),
-                 .next = left > 0 ? Panels{panels.w, panel + step, std::min(step, left)} : next});
+    plan.kernel(
+        {.x = &rows.x,
+         .row_begin = row,
+         .n_rows = n_rows,
+         .w = panels.w,
+         .panel_begin = panel,
+         .n_panels = n_panels,
+         .out = plan.buffer(thread),
+         .out_stride = n_panels * kPanelRows,
+         .epilogue = {.kind = Epilogue::Kind::silu_mul, .to = rows.hidden, .stride = rows.stride},
+         .scratch = plan.kernel_scratch(thread),
+         .next = left > 0 ? Panels{panels.w, panel + step, std::min(step, left)} : next});
   }
   if (job.tasks_left.fetch_sub(1, std::memory_order_acq_rel) == 1 &&
       (job.alone || job.n_rows <= kMaxRowsPackedAtOnce))
@@ -382,21 +369,6 @@ void pack_large_jobs(const Plan& plan, ThreadPool& pool, const VectorKernels& v)
 
 // -- the second wave ------------------------------------------------------------------------------
 
-// Products, weighted, are added to their tokens.
-struct DownTaker {
-  const ops::ExpertsArgs& args;
-  const Job& job;
-  const VectorKernels& v;
-
-  static void take(const void* taker, const Products& p) {
-    const auto& [args, job, v] = *static_cast<const DownTaker*>(taker);
-    const int64_t column = p.panel * kPanelRows;
-    const int64_t n = std::min(p.n_panels * kPanelRows, args.out.dim(1) - column);
-    v.add_scaled_rows(job.weights + p.row, p.data, p.stride, job.tokens + p.row, p.n_rows, n,
-                      args.out.row<float>(0) + column, args.out.stride(0));
-  }
-};
-
 // Rows of the second wave's steps: of experts as many as have their products of `n_panels` in a
 // thread's buffer.
 int64_t step_rows(const Job& job, int64_t n_panels) {
@@ -417,7 +389,7 @@ void cut_second_wave(const Plan& plan, int64_t n_panels, F&& f) {
 // A step's product with `panels` of its job, added to those columns of the rows' tokens. `next`:
 // what this thread multiplies with then.
 void run_down_step(const ops::ExpertsArgs& args, const Plan& plan, const DownStep& step,
-                   int64_t n_rows, Panels panels, Panels next, int thread, const VectorKernels& v) {
+                   int64_t n_rows, Panels panels, Panels next, int thread) {
   const Job& job = plan.jobs[step.job];
   const int64_t column = panels.begin * kPanelRows;
   MatmulTask task = {.x = &job.packed_hidden,
@@ -435,11 +407,13 @@ void run_down_step(const ops::ExpertsArgs& args, const Plan& plan, const DownSte
     plan.kernel(task);
     return;
   }
-  const DownTaker taker = {args, job, v};
   task.out = plan.buffer(thread);
   task.out_stride = panels.count * kPanelRows;
-  task.take = DownTaker::take;
-  task.taker = &taker;
+  task.epilogue = {.kind = Epilogue::Kind::add_scaled_rows,
+                   .to = args.out.row<float>(0),
+                   .stride = args.out.stride(0),
+                   .rows = job.tokens,
+                   .scales = job.weights};
   plan.kernel(task);
 }
 
@@ -455,8 +429,7 @@ void clear_columns(const ops::ExpertsArgs& args, const Plan& plan, int64_t panel
 
 // Of few rows: a task is a block of columns with all jobs, wide while much is left, as weights
 // stream best in long runs.
-void down_of_few_rows(const ops::ExpertsArgs& args, const Plan& plan, ThreadPool& pool,
-                      const VectorKernels& v) {
+void down_of_few_rows(const ops::ExpertsArgs& args, const Plan& plan, ThreadPool& pool) {
   const Rounds blocks(plan.jobs[0].down->n_panels(), 4, 64, plan.n_threads);
   pool.parallel_for(blocks.count(), [&](int64_t b, int thread) {
     const auto [panel, n_panels] = blocks.task(b);
@@ -470,14 +443,13 @@ void down_of_few_rows(const ops::ExpertsArgs& args, const Plan& plan, ThreadPool
         next = {plan.jobs[0].down, begin, size};
       }
       run_down_step(args, plan, {static_cast<int32_t>(j), 0}, plan.jobs[j].n_rows,
-                    {plan.jobs[j].down, panel, n_panels}, next, thread, v);
+                    {plan.jobs[j].down, panel, n_panels}, next, thread);
     }
   });
 }
 
 // Of many rows: a lane is a block of columns, its steps the jobs in their order.
-Status down_of_many_rows(const ops::ExpertsArgs& args, const Plan& plan, ops::OpContext& ctx,
-                         const VectorKernels& v) {
+Status down_of_many_rows(const ops::ExpertsArgs& args, const Plan& plan, ops::OpContext& ctx) {
   const int64_t n_panels = plan.jobs[0].down->n_panels();
   const int64_t width = std::clamp<int64_t>(
       n_panels / (kLanesForEachThread * plan.n_threads) / 2 * 2, 2, kMostLanePanels);
@@ -505,7 +477,7 @@ Status down_of_many_rows(const ops::ExpertsArgs& args, const Plan& plan, ops::Op
       // What this thread takes next if all keep their pace.
       const int64_t lane = at.lane + plan.n_threads;
       run_down_step(args, plan, step, step_rows(plan.jobs[step.job], width), panels,
-                    panels_of(lane % n_lanes, at.step + lane / n_lanes), thread, v);
+                    panels_of(lane % n_lanes, at.step + lane / n_lanes), thread);
     }
   });
   return ok_status();
@@ -522,8 +494,8 @@ Status experts(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ctx) {
     run_hidden_task(args, plan, task, thread, v);
   });
   pack_large_jobs(plan, *ctx.pool, v);
-  if (args.x.n_rows > kFewRows) return down_of_many_rows(args, plan, ctx, v);
-  down_of_few_rows(args, plan, *ctx.pool, v);
+  if (args.x.n_rows > kFewRows) return down_of_many_rows(args, plan, ctx);
+  down_of_few_rows(args, plan, *ctx.pool);
   return ok_status();
 }
 

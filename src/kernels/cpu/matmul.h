@@ -11,6 +11,8 @@
 
 namespace exo::kernels::cpu {
 
+struct VectorKernels;  // vector.h
+
 /// Panels of a matrix.
 struct Panels {
   const PackedMatrix* w = nullptr;
@@ -18,12 +20,18 @@ struct Panels {
   int64_t count = 0;
 };
 
-/// Finished products: [n_rows, 16 * n_panels], `stride` floats between rows.
-struct Products {
-  const float* data = nullptr;
-  int64_t stride = 0;
-  int64_t row = 0, n_rows = 0;  ///< of x
-  int64_t panel = 0, n_panels = 0;
+/// What finished products become while the cache has them, instead of an output (CUTLASS's word).
+struct Epilogue {
+  enum class Kind {
+    none,
+    silu_mul,         ///< of pairs of panels, gate and up: to[r, 16 * pair + i] = silu(gate) * up
+    add_scaled_rows,  ///< to[rows[r], n] += scales[r] * product
+  };
+  Kind kind = Kind::none;
+  float* to = nullptr;  ///< r: rows of x
+  int64_t stride = 0;   ///< floats between rows of `to`
+  const int32_t* rows = nullptr;
+  const float* scales = nullptr;
 };
 
 /// out[r - row_begin, n - 16 * panel_begin] (=, or += with accumulate) sum_k x[r, k] * w[n, k]
@@ -39,11 +47,9 @@ struct MatmulTask {
   float* out = nullptr;
   int64_t out_stride = 0;  ///< floats between rows of out
   bool accumulate = false;
-  /// If set, all products are given to it, block by block and each once, while the cache has them:
-  /// take(taker, block), an even number of panels each as far as there are. `out` is a buffer then
-  /// that a kernel may use for them (Matmul::needs_buffer). Not with accumulate.
-  void (*take)(const void* taker, const Products& block) = nullptr;
-  const void* taker = nullptr;
+  /// If there is one, `out` is a buffer that may be used for the products (Matmul::needs_buffer).
+  /// Not with accumulate; silu_mul wants an even panel_begin and n_panels.
+  Epilogue epilogue = {};
   std::byte* scratch = nullptr;  ///< this thread's, kMatmulScratchBytes, 64-aligned
   /// What this thread multiplies with next, as far as known (of the same format; w null: not): its
   /// first bytes are asked for while the last of this task are used, so that the memory never
@@ -58,12 +64,13 @@ using MatmulKernel = void (*)(const MatmulTask& task);
 /// rows add to it (ops/wide_columns.h).
 struct Matmul {
   MatmulKernel kernel = nullptr;
-  MatmulKernel add_wide = nullptr;  ///< null where there can be none
-  /// Tasks of more rows are the kernel's alone: it adds their wide values and gives their products.
+  MatmulKernel add_wide = nullptr;   ///< null where there can be none
+  const VectorKernels* v = nullptr;  ///< for the epilogue
+  /// Tasks of more rows are the kernel's alone, their wide values and epilogue as well.
   int64_t most_plain_rows = INT64_MAX;
 
   void operator()(const MatmulTask& task) const;
-  /// Whether a task of so many rows with `take` needs `out`.
+  /// Whether a task of so many rows with an epilogue needs `out`.
   bool needs_buffer(int64_t n_rows) const { return n_rows <= most_plain_rows; }
 };
 

@@ -9,7 +9,9 @@
 /// longer to widen, is kept for the groups that follow.
 ///
 /// Beside the products, a share after each of them: what is multiplied next is unpacked and asked
-/// for. After a source tile's products come those of its columns' wide values (wide_amx.h).
+/// for. After a source tile's products come those of its columns' wide values (wide_amx.h). At the
+/// end one row tile's sums after another leave by the same lines, which the L1 cache still has: by
+/// way of those of the ring that were read last.
 ///
 /// A Format says:
 ///   kInteger     i8 products and a scale for each row of both operands; else bf16 products
@@ -26,6 +28,7 @@
 #include <immintrin.h>
 
 #include "kernels/cpu/matmul_layout.h"
+#include "kernels/cpu/silu_avx512.h"
 #include "kernels/cpu/tiles_amx.h"
 #include "kernels/cpu/wide_amx.h"
 
@@ -34,7 +37,8 @@ namespace {  // NOLINT: internal linkage on purpose
 
 constexpr int kMostRowTiles = 3;  ///< of a group
 constexpr int64_t kMostGroups = 11;
-constexpr int64_t kSumBytes = 2 * kMostRowTiles * kTile;  ///< a group's: [row tile][panel] tiles
+constexpr int64_t kTileSumBytes = 2 * kTile;  ///< of a row tile and a pair: [row][panel] lines
+constexpr int64_t kGroupSumBytes = kMostRowTiles * kTileSumBytes;
 constexpr int64_t kSourceTiles = 2;  ///< the most K tiles that a source tile is unpacked to
 constexpr int64_t kSlotBytes = 2 * kSourceTiles * kTile;  ///< a source tile of both panels
 constexpr int64_t kRowsInL2Bytes = 1200 << 10;  ///< activations of a pass, which stay there
@@ -58,27 +62,25 @@ struct NothingToUnpack {
 
 /// The thread's scratch, cut up.
 struct AmxScratch {
-  uint8_t* sums;     ///< a group's
-  float* products;   ///< of a group and a pair, for `take`
+  uint8_t* sums;     ///< a row tile's
   uint8_t* tail;     ///< the end of a row tile of fewer than 16 rows
   uint8_t* ring;     ///< slots, [panel][K tile]: what is multiplied, and what comes next
   WideScratch wide;  ///< of integers, behind the two slots that those use
 };
 constexpr int64_t kMostSlots =
-    (kMatmulScratchBytes - 2 * kSumBytes - kTailTiles * kTile) / kSlotBytes;
+    (kMatmulScratchBytes - kTileSumBytes - kTailTiles * kTile) / kSlotBytes;
 
-static_assert(kTailTiles * kTile + 2 * kSlotBytes + 3 * kSumBytes +
+static_assert(kTileSumBytes + kTailTiles * kTile + 2 * kSlotBytes + kGroupSumBytes +
                   (kMostWideEntries + kMostGroups) * static_cast<int64_t>(sizeof(WideEntry)) <=
               kMatmulScratchBytes);
 
 inline AmxScratch cut_scratch(std::byte* scratch) {
   AmxScratch s;
   s.sums = reinterpret_cast<uint8_t*>(scratch);
-  s.products = reinterpret_cast<float*>(s.sums + kSumBytes);
-  s.tail = s.sums + 2 * kSumBytes;
+  s.tail = s.sums + kTileSumBytes;
   s.ring = s.tail + kTailTiles * kTile;
   s.wide.sums = s.ring + 2 * kSlotBytes;
-  s.wide.entries = reinterpret_cast<WideEntry*>(s.wide.sums + kSumBytes);
+  s.wide.entries = reinterpret_cast<WideEntry*>(s.wide.sums + kGroupSumBytes);
   return s;
 }
 
@@ -117,6 +119,8 @@ inline Group make_group(const PackedRows& x, int64_t row, int64_t n_rows, uint8_
 struct PanelPair {
   int64_t index[2];
   const uint8_t* panel[2];
+
+  int64_t count() const { return index[0] == index[1] ? 1 : 2; }
 };
 
 /// What comes next, asked for into L2 evenly over the products until then, in four streams: one
@@ -145,69 +149,112 @@ class Prefetch {
 
 /// Whether the task's output is written past the caches.
 inline bool is_streamed(const MatmulTask& task) {
-  return task.take == nullptr && !task.accumulate &&
+  return task.epilogue.kind == Epilogue::Kind::none && !task.accumulate &&
          task.x->n_rows * task.out_stride * 4 >= kStreamedBytes &&
          task.out_stride % kPanelRows == 0 && reinterpret_cast<uintptr_t>(task.out) % kLine == 0;
 }
 
-/// A group's products to the task's output.
+/// The products of a row tile and a pair of panels on their way to the task's output or epilogue.
 template <class Format>
-inline void write_out(const MatmulTask& task, const Group& group, int64_t panel, int64_t n_panels,
-                      const AmxScratch& s) {
-  const bool taken = task.take != nullptr, streamed = is_streamed(task);
-  const int64_t stride = taken ? 2 * kPanelRows : task.out_stride;
-  float* out = taken ? s.products
-                     : task.out + (group.row - task.row_begin) * stride +
-                           (panel - task.panel_begin) * kPanelRows;
-  __mmask16 mask[2] = {};
-  __m512 row_scales[2];
-  for (int64_t p = 0; p < n_panels; ++p) {
-    mask[p] = output_mask(*task.w, panel + p);
-    if constexpr (Format::kInteger)
-      row_scales[p] = _mm512_loadu_ps(task.w->row_scales + (panel + p) * kPanelRows);
-  }
-  for (int64_t r = 0; r < group.n_rows; ++r, out += stride) {
-    const uint8_t* line = s.sums + r / 16 * 2 * kTile + r % 16 * kLine;
+class TileProducts {
+ public:
+  /// Rows [row, row + n_rows) of x; sums and wide: [row][panel] lines.
+  TileProducts(const MatmulTask& task, int64_t row, int64_t n_rows, int64_t panel, int64_t n_panels,
+               const uint8_t* sums, const uint8_t* wide)
+      : task_(task),
+        row_(row),
+        n_rows_(n_rows),
+        panel_(panel),
+        n_panels_(n_panels),
+        sums_(sums),
+        wide_(wide) {
     for (int64_t p = 0; p < n_panels; ++p) {
-      __m512 v = _mm512_load_ps(line + p * kTile), scale;
-      if constexpr (Format::kInteger) {
-        scale = _mm512_mul_ps(_mm512_set1_ps(task.x->scales[group.row + r]), row_scales[p]);
-        v = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_castps_si512(v)), scale);
-      }
-      float* to = out + p * kPanelRows;
-      if (task.accumulate) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask[p], to), v);
-      if constexpr (Format::kInteger) {
-        if (task.x->n_wide[group.row + r] > 0) {
-          const __m512i wide = _mm512_load_si512(s.wide.sums + (2 * r + p) * kLine);
-          v = _mm512_add_ps(v, _mm512_mul_ps(_mm512_cvtepi32_ps(wide), scale));
+      mask_[p] = output_mask(*task.w, panel + p);
+      if constexpr (Format::kInteger)
+        row_scales_[p] = _mm512_loadu_ps(task.w->row_scales + (panel + p) * kPanelRows);
+    }
+    if constexpr (Format::kInteger) {
+      scales_ = task.x->scales + row;
+      n_wide_ = task.x->n_wide + row;
+    }
+  }
+
+  /// `ahead`: rows after these that the output has, too.
+  void write(int64_t ahead) const {
+    const bool streamed = is_streamed(task_), accumulate = task_.accumulate;
+    const int64_t stride = task_.out_stride;
+    float* out =
+        task_.out + (row_ - task_.row_begin) * stride + (panel_ - task_.panel_begin) * kPanelRows;
+    for (int64_t r = 0; r < n_rows_; ++r, out += stride) {
+      for (int64_t p = 0; p < n_panels_; ++p) {
+        float* to = out + p * kPanelRows;
+        __m512 v = scaled(r, p);
+        if (accumulate) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask_[p], to), v);
+        v = with_wide(r, p, v);
+        if (streamed && mask_[p] == 0xFFFF) {
+          _mm512_stream_ps(to, v);
+        } else {
+          _mm512_mask_storeu_ps(to, mask_[p], v);
         }
       }
-      if (streamed && mask[p] == 0xFFFF) {
-        _mm512_stream_ps(to, v);
-      } else {
-        _mm512_mask_storeu_ps(to, mask[p], v);
+      // A store that waits for its line holds up the stores behind it.
+      if (!streamed && r + kWriteAhead < n_rows_ + ahead) {
+        const float* then = out + kWriteAhead * stride;
+        asm volatile("prefetchw %0" : : "m"(*then));
+        if (n_panels_ == 2) asm volatile("prefetchw %0" : : "m"(then[kPanelRows]));
       }
     }
-    // A store that waits for its line holds up the stores behind it.
-    if (!taken && !streamed && r + kWriteAhead < group.n_rows) {
-      const float* ahead = out + kWriteAhead * stride;
-      asm volatile("prefetchw %0" : : "m"(*ahead));
-      if (n_panels == 2) asm volatile("prefetchw %0" : : "m"(ahead[kPanelRows]));
+  }
+
+  void silu_mul(const Epilogue& e) const {
+    float* to = e.to + row_ * e.stride + panel_ / 2 * kPanelRows;
+    for (int64_t r = 0; r < n_rows_; ++r, to += e.stride)
+      _mm512_storeu_ps(to, silu_mul_16(product(r, 0), product(r, 1)));
+  }
+
+  void add_scaled_rows(const Epilogue& e) const {
+    const int32_t* rows = e.rows + row_;
+    const float* scales = e.scales + row_;
+    for (int64_t r = 0; r < n_rows_; ++r) {
+      const __m512 scale = _mm512_set1_ps(scales[r]);
+      float* to = e.to + rows[r] * e.stride + panel_ * kPanelRows;
+      for (int64_t p = 0; p < n_panels_; ++p, to += kPanelRows) {
+        // Two roundings, as in the reference.
+        const __m512 sum =
+            _mm512_add_ps(_mm512_maskz_loadu_ps(mask_[p], to), _mm512_mul_ps(scale, product(r, p)));
+        _mm512_mask_storeu_ps(to, mask_[p], sum);
+      }
     }
   }
-  if (taken) task.take(task.taker, {s.products, stride, group.row, group.n_rows, panel, n_panels});
-}
 
-template <int kA>
-inline void store_sums(uint8_t* to) {
-  _tile_stored(0, to, kLine);
-  _tile_stored(1, to + kTile, kLine);
-  if (kA > 1) _tile_stored(2, to + 2 * kTile, kLine);
-  if (kA > 1) _tile_stored(3, to + 3 * kTile, kLine);
-  if (kA > 2) _tile_stored(4, to + 4 * kTile, kLine);
-  if (kA > 2) _tile_stored(5, to + 5 * kTile, kLine);
-  asm volatile("" : : : "memory");
-}
+ private:
+  inline __attribute__((always_inline)) __m512 scale_of(int64_t r, int64_t p) const {
+    return _mm512_mul_ps(_mm512_set1_ps(scales_[r]), row_scales_[p]);
+  }
+  inline __attribute__((always_inline)) __m512 scaled(int64_t r, int64_t p) const {
+    const uint8_t* line = sums_ + (2 * r + p) * kLine;
+    if constexpr (!Format::kInteger) return _mm512_load_ps(line);
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(line)), scale_of(r, p));
+  }
+  inline __attribute__((always_inline)) __m512 with_wide(int64_t r, int64_t p, __m512 v) const {
+    if constexpr (!Format::kInteger) return v;
+    if (n_wide_[r] == 0) return v;
+    const __m512i wide = _mm512_load_si512(wide_ + (2 * r + p) * kLine);
+    return _mm512_add_ps(v, _mm512_mul_ps(_mm512_cvtepi32_ps(wide), scale_of(r, p)));
+  }
+  inline __attribute__((always_inline)) __m512 product(int64_t r, int64_t p) const {
+    return with_wide(r, p, scaled(r, p));
+  }
+
+  const MatmulTask& task_;
+  const int64_t row_, n_rows_, panel_, n_panels_;
+  const uint8_t* const sums_;
+  const uint8_t* const wide_;
+  __mmask16 mask_[2] = {};
+  __m512 row_scales_[2];
+  const float* scales_ = nullptr;
+  const int32_t* n_wide_ = nullptr;
+};
 
 // The next product of a K tile, number i of its row of kA, and a share of what is beside it. A
 // macro, as a tile's number is part of its instruction.
@@ -219,6 +266,15 @@ inline void store_sums(uint8_t* to) {
   }                                 \
   ahead.step();                     \
   if constexpr (kUnpacks) half.lines((i)*8 / kA, ((i) + 1) * 8 / kA)
+
+// Row tile i's sums leave their tiles.
+#define EXO_FINISH(sum0, sum1, i)                \
+  {                                              \
+    _tile_stored(sum0, sums, 2 * kLine);         \
+    _tile_stored(sum1, sums + kLine, 2 * kLine); \
+    asm volatile("" : : : "memory");             \
+    finish(group, i, pair, sums);                \
+  }
 
 /// A thread's work on a task.
 template <class Format>
@@ -260,8 +316,24 @@ struct Amx {
     }
   }
 
-  /// The sums of a group and a pair of panels, to scratch.sums. With kUnpacks each source tile
-  /// unpacks the one that comes then, the last one the first of `next`.
+  /// Row tile i of a group, whose sums are in `sums`.
+  __attribute__((noinline)) void finish(const Group& group, int i, const PanelPair& pair,
+                                        const uint8_t* sums) const {
+    const int64_t row = i * 16, n_rows = min_of(16, group.n_rows - row);
+    const TileProducts<Format> products(task, group.row + row, n_rows, pair.index[0], pair.count(),
+                                        sums, scratch.wide.sums + i * kTileSumBytes);
+    switch (task.epilogue.kind) {
+      case Epilogue::Kind::none:
+        return products.write(group.n_rows - row - n_rows);
+      case Epilogue::Kind::silu_mul:
+        return products.silu_mul(task.epilogue);
+      case Epilogue::Kind::add_scaled_rows:
+        return products.add_scaled_rows(task.epilogue);
+    }
+  }
+
+  /// A group's products with a pair of panels. With kUnpacks each source tile unpacks the one that
+  /// comes then, the last one the first of `next`.
   template <int kA, bool kUnpacks>
   void multiply(const Group& group, const PanelPair& pair, const PanelPair& next) {
     const uint8_t* a0 = group.a[0];
@@ -270,7 +342,7 @@ struct Amx {
     int64_t last_step = group.last_step;
     [[maybe_unused]] const WideEntry* wide = group.wide;
     if constexpr (Format::kInteger) {
-      if (wide->source != kNoSource) __builtin_memset(scratch.wide.sums, 0, kSumBytes);
+      if (wide->source != kNoSource) __builtin_memset(scratch.wide.sums, 0, kGroupSumBytes);
     }
     // In registers: stores between tile loads hold up those of the same 12 address bits.
     Prefetch ahead = prefetch;
@@ -342,7 +414,11 @@ struct Amx {
       }
     }
     prefetch = ahead;
-    store_sums<kA>(scratch.sums);
+    // The slot that was read last is free.
+    uint8_t* sums = kUnpacks && !kept ? ring(n_sources - 1, 0) : scratch.sums;
+    EXO_FINISH(0, 1, 0);
+    if constexpr (kA > 1) EXO_FINISH(2, 3, 1);
+    if constexpr (kA > 2) EXO_FINISH(4, 5, 2);
   }
 
   template <bool kUnpacks>
@@ -394,7 +470,6 @@ struct Amx {
           multiply_group<false>(groups[g], pair, next);
         }
         turn += n_sources;
-        write_out<Format>(task, groups[g], panel, min_of(2, end - panel), scratch);
       }
       if (kept && !at_end) unpack_first(next);
       pair = next;
@@ -402,6 +477,7 @@ struct Amx {
   }
 };
 #undef EXO_PRODUCT
+#undef EXO_FINISH
 
 /// The whole task: passes of as many rows as stay in the L2 cache.
 template <class Format>

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "kernels/cpu/matmul.h"
+#include "kernels/cpu/vector.h"
 #include "ops/testing/packed.h"
 
 namespace exo::kernels::cpu {
@@ -36,27 +37,6 @@ std::vector<float> run_task(Isa isa, const TestMatrix& w, const PackedRows& x, i
                                               .scratch = scratch.data()});
   return out;
 }
-
-// The same task's products as `take` is given them: each once.
-struct Taken {
-  std::vector<float> out;
-  std::vector<int> times;
-  int64_t n_out = 0, row_begin = 0;
-
-  static void take(const void* taker, const Products& p) {
-    auto& t = *static_cast<Taken*>(const_cast<void*>(taker));
-    EXPECT_EQ(p.panel % 2, 0);  // gate and up stay together
-    for (int64_t r = 0; r < p.n_rows; ++r) {
-      for (int64_t c = 0; c < p.n_panels * kPanelRows; ++c) {
-        const int64_t column = p.panel * kPanelRows + c;
-        if (column >= t.n_out) continue;
-        const auto at = static_cast<size_t>((p.row + r - t.row_begin) * t.n_out + column);
-        t.out[at] = p.data[r * p.stride + c];
-        ++t.times[at];
-      }
-    }
-  }
-};
 
 struct LargeShape {
   int64_t n_rows, n_out, n_in;
@@ -164,41 +144,82 @@ TEST_P(MatmulX86, LargeOutputsAreTheSame) {
   }
 }
 
-TEST_P(MatmulX86, ProductsAreGivenOnceEach) {
-  const TestMatrix w = random_matrix(format, 150, 300, 3, 128);  // ten panels, the last in part
-  for (int64_t n_rows : {1, 2, 4, 5, 16, 47, 70}) {
-    auto x = random_floats(n_rows * 300, 4);
-    for (int64_t i = 0; i < n_rows; i += 3) x[static_cast<size_t>(i * 300 + 70)] = 90.0f;  // wide
+// Calls f(isa, rows, first row, number of rows) for tasks of few and many rows, some of
+// them with wide values.
+template <typename F>
+void for_tasks(DType activation, int64_t n_in, F f) {
+  for (int64_t n_rows : {1, 2, 4, 5, 16, 47, 70, 130}) {
+    auto x = random_floats(n_rows * n_in, 4);
+    for (int64_t i = 0; i < n_rows; i += 3) x[static_cast<size_t>(i * n_in + 70)] = 90.0f;
     for (Isa isa : supported_isas()) {
+      if (isa == Isa::reference) continue;
       SCOPED_TRACE(std::string(to_string(isa)) + " rows " + std::to_string(n_rows));
       TestContext t(ops::reference_table());
-      const PackedRows packed = *ops::pack(make_view(x.data(), {n_rows, 300}), activation, t.ctx);
-      const auto matmul = find_matmul(isa, activation, format);
-      const int64_t row = n_rows > 16 ? 16 : 0, n = n_rows - row;
-      const auto expected = run_task(isa, w, packed, row, n, 0, w.matrix.n_panels());
-      Taken taken;
-      taken.out.resize(expected.size());
-      taken.times.resize(expected.size());
-      taken.n_out = w.matrix.n_out;
-      taken.row_begin = row;
-      const Buffer scratch = *Buffer::allocate(kMatmulScratchBytes);
-      const int64_t stride = w.matrix.n_panels() * kPanelRows;
-      std::vector<float> buffer(static_cast<size_t>(matmul.needs_buffer(n) ? n * stride : 0));
-      matmul({.x = &packed,
-              .row_begin = row,
-              .n_rows = n,
-              .w = &w.matrix,
-              .panel_begin = 0,
-              .n_panels = w.matrix.n_panels(),
-              .out = buffer.data(),
-              .out_stride = stride,
-              .take = Taken::take,
-              .taker = &taken,
-              .scratch = scratch.data()});
-      EXPECT_EQ(taken.out, expected);
-      EXPECT_EQ(taken.times, std::vector<int>(expected.size(), 1));
+      const PackedRows packed = *ops::pack(make_view(x.data(), {n_rows, n_in}), activation, t.ctx);
+      const int64_t row = n_rows > 16 ? 16 : 0;
+      f(isa, packed, row, n_rows - row);
     }
   }
+}
+
+void run_epilogue(Isa isa, const TestMatrix& w, const PackedRows& x, int64_t row, int64_t n_rows,
+                  const Epilogue& epilogue) {
+  const auto matmul = find_matmul(isa, x.dtype, w.matrix.format);
+  const Buffer scratch = *Buffer::allocate(kMatmulScratchBytes);
+  const int64_t stride = w.matrix.n_panels() * kPanelRows;
+  std::vector<float> buffer(static_cast<size_t>(matmul.needs_buffer(n_rows) ? n_rows * stride : 0));
+  matmul({.x = &x,
+          .row_begin = row,
+          .n_rows = n_rows,
+          .w = &w.matrix,
+          .panel_begin = 0,
+          .n_panels = w.matrix.n_panels(),
+          .out = buffer.data(),
+          .out_stride = stride,
+          .epilogue = epilogue,
+          .scratch = scratch.data()});
+}
+
+TEST_P(MatmulX86, SiluMulHasTheBitsOfProductsThatWereWritten) {
+  constexpr int64_t kPairs = 5, kOut = kPairs * 2 * kPanelRows, kStride = kPairs * 16 + 3;
+  const TestMatrix w = random_matrix(format, kOut, 300, 3, 128, true);
+  for_tasks(activation, 300, [&](Isa isa, const PackedRows& x, int64_t row, int64_t n) {
+    const auto products = run_task(isa, w, x, row, n, 0, w.matrix.n_panels());
+    std::vector<float> expected(static_cast<size_t>((row + n) * kStride), 3.0f);
+    auto got = expected;
+    vector_kernels(isa).silu_mul(products.data(), kOut, n, kPairs, expected.data() + row * kStride,
+                                 kStride);
+    run_epilogue(isa, w, x, row, n,
+                 {.kind = Epilogue::Kind::silu_mul, .to = got.data(), .stride = kStride});
+    EXPECT_EQ(got, expected);
+    EXPECT_NE(got[static_cast<size_t>(row * kStride)], 3.0f);
+  });
+}
+
+TEST_P(MatmulX86, ProductsAreAddedToTheirRows) {
+  constexpr int64_t kOut = 150, kStride = 157;  // ten panels, the last in part
+  const TestMatrix w = random_matrix(format, kOut, 300, 3, 128);
+  for_tasks(activation, 300, [&](Isa isa, const PackedRows& x, int64_t row, int64_t n) {
+    const auto products = run_task(isa, w, x, row, n, 0, w.matrix.n_panels());
+    std::vector<int32_t> rows;
+    std::vector<float> scales;
+    for (int64_t i = 0; i < row + n; ++i) {
+      rows.push_back(static_cast<int32_t>(2 * (row + n - i)));
+      scales.push_back(0.3f + 0.01f * static_cast<float>(i));
+    }
+    std::vector<float> expected(static_cast<size_t>((2 * (row + n) + 1) * kStride), 3.0f);
+    auto got = expected;
+    vector_kernels(isa).add_scaled_rows(scales.data() + row, products.data(), kOut,
+                                        rows.data() + row, n, kOut, expected.data(), kStride);
+    run_epilogue(isa, w, x, row, n,
+                 {.kind = Epilogue::Kind::add_scaled_rows,
+                  .to = got.data(),
+                  .stride = kStride,
+                  .rows = rows.data(),
+                  .scales = scales.data()});
+    EXPECT_EQ(got, expected);
+    EXPECT_NE(got[static_cast<size_t>(rows.back() * kStride)], 3.0f);
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, MatmulX86,
