@@ -21,15 +21,16 @@ struct Panels {
 };
 
 /// What finished products become while the cache has them, instead of an output (CUTLASS's word).
+/// r: rows of x, all of them, whatever rows a task has.
 struct Epilogue {
   enum class Kind {
     none,
     silu_mul,         ///< of pairs of panels, gate and up: to[r, 16 * pair + i] = silu(gate) * up
-    add_scaled_rows,  ///< to[rows[r], n] += scales[r] * product
+    add_scaled_rows,  ///< to[rows[r], n] += scales[r] * product, n < w->n_out
   };
   Kind kind = Kind::none;
-  float* to = nullptr;  ///< r: rows of x
-  int64_t stride = 0;   ///< floats between rows of `to`
+  float* to = nullptr;
+  int64_t stride = 0;  ///< floats between rows of `to`
   const int32_t* rows = nullptr;
   const float* scales = nullptr;
 };
@@ -75,7 +76,7 @@ struct Matmul {
 };
 
 /// The product of these operands on this instruction set; its kernel is never null for the pairs
-/// that ops::LinearArgs allows.
+/// that ops::LinearArgs allows. Precondition: isa is not `reference`.
 Matmul find_matmul(Isa isa, DType activation, WeightFormat format);
 
 /// out += the wide values of a task's rows times their columns of int8 or int4 panels
