@@ -344,7 +344,7 @@ struct Amx {
     if constexpr (Format::kInteger) {
       if (wide->source != kNoSource) __builtin_memset(scratch.wide.sums, 0, kGroupSumBytes);
     }
-    // In registers: stores between tile loads hold up those of the same 12 address bits.
+    // In registers, where no store between tile loads is.
     Prefetch ahead = prefetch;
     zero_tiles();
     for (int64_t s = 0; s < n_sources; ++s) {

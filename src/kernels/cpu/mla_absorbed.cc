@@ -30,6 +30,17 @@ int64_t pages_per_range(int64_t n_pages) {
 }
 int64_t n_ranges(int64_t n_pages) { return ceil_div(n_pages, pages_per_range(n_pages)); }
 
+// n columns of a sum (n a multiple of 4) to where they belong: out[c] = sum[interleaved_column(c)].
+void copy_in_order(const float* sum, int64_t n, int64_t n_columns, int64_t n_vectors, float* out) {
+  const int64_t apart = n_columns / n_vectors;  // from a vector's columns to the next one's
+  for (int64_t c = 0; c < n; sum += n_columns) {
+    for (int64_t at = 0; at < apart; at += 4) {
+      for (int64_t i = 0; i < n_vectors && c < n; ++i, c += 4)
+        std::copy_n(sum + at + i * apart, 4, out + c);
+    }
+  }
+}
+
 // A range's (or several ranges') softmax-weighted sum for a block of heads, not yet divided.
 struct State {
   SoftmaxState* softmax = nullptr;  // [kHeads]
@@ -173,8 +184,8 @@ struct Body {
     for (int64_t h = 0; h < kHeads; ++h) {
       const float scale = v.round_to_words(m.q + h * entry_padded, row, entry);
       queries.scales[h] = scale * args.softmax_scale;
-      for (int64_t d = 0; d < entry; ++d)
-        queries.codes[d / 2 * 2 * kHeads + h * 2 + d % 2] = row[d];
+      for (int64_t d = 0; d < entry; d += 2)
+        std::copy_n(row + d, 2, queries.codes + d * kHeads + 2 * h);
     }
   }
 
@@ -314,8 +325,7 @@ struct Body {
       if (tiles != nullptr || words) {
         const int64_t n_vectors = tiles != nullptr ? tiles->n_interleaved : 2;
         const int64_t n_columns = tiles != nullptr ? 16 * n_vectors : v.words_interleaved;
-        for (int64_t c = 0; c < rank; c += 4)
-          std::copy_n(sum + interleaved_column(c, n_columns, n_vectors), 4, out + c);
+        copy_in_order(sum, rank, n_columns, n_vectors, out);
       } else {
         std::copy_n(sum, rank, out);
       }
