@@ -67,6 +67,7 @@ struct AmxScratch {
   uint8_t* ring;     ///< slots, [panel][K tile]: what is multiplied, and what comes next
   WideScratch wide;  ///< of integers, behind the two slots that those use
 };
+static_assert(kTileSumBytes <= kSlotBytes);
 constexpr int64_t kMostSlots =
     (kMatmulScratchBytes - kTileSumBytes - kTailTiles * kTile) / kSlotBytes;
 
@@ -344,7 +345,7 @@ struct Amx {
     if constexpr (Format::kInteger) {
       if (wide->source != kNoSource) __builtin_memset(scratch.wide.sums, 0, kGroupSumBytes);
     }
-    // In registers, where no store between tile loads is.
+    // In registers: as a member it would be stored between tile loads.
     Prefetch ahead = prefetch;
     zero_tiles();
     for (int64_t s = 0; s < n_sources; ++s) {
