@@ -14,13 +14,12 @@ namespace {
 constexpr uint64_t kInsideMask = 0xFFFF;
 constexpr uint64_t kOpen = uint64_t{1} << 16;
 constexpr int kGenerationShift = 17;
-// About 50 us of spinning: longer than the serial gaps inside a forward, shorter than a scheduler
-// tick.
-constexpr int kSpins = 2000;
 // Between a worker's offers of its processor to others: a yield is a microsecond where nobody wants
 // it. With a busy neighbour on one of two processors, streaming memory in tasks of 10 us reaches
 // 66% of its speed alone at 1 ms, 65% at 3 ms, 61% at 0.3 ms, and 54% without.
 constexpr auto kYieldEvery = std::chrono::milliseconds(1);
+
+}  // namespace
 
 void cpu_relax() {
 #if defined(__x86_64__)
@@ -29,8 +28,6 @@ void cpu_relax() {
   asm volatile("yield");
 #endif
 }
-
-}  // namespace
 
 ThreadPool::ThreadPool(int n_threads, std::function<void(int thread)> on_start)
     : on_start_(std::move(on_start)) {
@@ -68,15 +65,7 @@ void ThreadPool::run(int64_t n_tasks, Call call, void* fn) {
   if (n_parked_.load() > 0) gate_.notify_all();
   run_tasks(0);
   gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
-  for (int spin = 0;; ++spin) {
-    const uint64_t gate = gate_.load(std::memory_order_acquire);
-    if ((gate & kInsideMask) == 0) return;
-    if (spin < kSpins) {
-      cpu_relax();
-    } else {
-      gate_.wait(gate, std::memory_order_acquire);
-    }
-  }
+  wait_until(gate_, [](uint64_t gate) { return (gate & kInsideMask) == 0; });
 }
 
 // Between tasks: true if the processor was given up, and with it the knowledge of the gate.

@@ -4,7 +4,8 @@
 /// task computes, so results don't depend on the number of threads. Between calls workers spin
 /// briefly (a layer's next operation comes within microseconds) and then park on a futex. The
 /// caller always works too, and at the end waits only for workers that have actually begun: a
-/// worker that the system never scheduled (a busy machine) costs nothing.
+/// worker that the system never scheduled (a busy machine) costs nothing. A thread takes the tasks
+/// in their order, so a task may wait (wait_until) for those before it.
 ///
 /// On a busy machine a worker that is preempted inside a task holds up everybody until it runs
 /// again (4 ms at Linux's usual 250 ticks a second, thirty operations of a decode). So workers give
@@ -66,5 +67,26 @@ class ThreadPool {
   std::function<void(int thread)> on_start_;
   std::vector<std::thread> workers_;
 };
+
+/// About 50 us of spinning: longer than the serial gaps inside a forward, shorter than a scheduler
+/// tick.
+inline constexpr int kSpins = 2000;
+/// Tells the processor that this thread spins.
+void cpu_relax();
+
+/// Returns when done(value), acquired: spins briefly, then parks until whoever changes the value
+/// calls its notify_all.
+template <typename T, typename F>
+void wait_until(const std::atomic<T>& value, F&& done) {
+  for (int spin = 0;; ++spin) {
+    const T now = value.load(std::memory_order_acquire);
+    if (done(now)) return;
+    if (spin < kSpins) {
+      cpu_relax();
+    } else {
+      value.wait(now, std::memory_order_acquire);
+    }
+  }
+}
 
 }  // namespace exo

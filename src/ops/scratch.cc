@@ -105,13 +105,17 @@ int64_t experts_scratch_bytes(int64_t n_tokens, int64_t top_k, int64_t n_experts
   // Of tasks, for each expert and each block of 512 rows, one for every 16 columns at most; then a
   // step for each block and a lane for every 32 columns. Threads' own rows replace the experts'.
   const int64_t n_blocks = std::min(n_experts, n_routed) + 2 + (n_routed + n_tokens) / 512;
-  const int64_t lists = piece(n_routed * 16) + piece((n_experts + 2) * 512) +
-                        piece(n_blocks * ceil_div(widest, 16) * 16) + piece(n_blocks * 8) +
-                        piece(ceil_div(hidden_size, 32) * 8) + piece(n_threads * 128);
+  const int64_t lists =
+      piece(n_routed * 16) + 2 * piece(n_tokens * 4) + piece((n_experts + 2) * 512) +
+      piece(n_blocks * ceil_div(widest + hidden_size, 16) * 16) + piece(n_blocks * 8) +
+      piece(ceil_div(hidden_size, 32) * 8) + piece(n_threads * 128);
   // A scalar body's rows of one token.
   const int64_t scalar = piece(2 * align_up(widest, 16) * 4) + piece(widest * 4) + rows(1, widest) +
                          piece(hidden_size * 4);
-  return gathered + hidden + lists + scalar + n_threads * 2 * kThreadScratchBytes;
+  // Of few rows the products with down, before they are added up.
+  const int64_t few = std::min<int64_t>(n_tokens, 16);
+  const int64_t products = few * (top_k + 1) * piece(hidden_size * 4);
+  return gathered + hidden + lists + scalar + products + n_threads * 2 * kThreadScratchBytes;
 }
 
 int64_t mla_absorbed_scratch_bytes(int64_t n_rows, int64_t n_heads, int64_t kv_lora_rank,

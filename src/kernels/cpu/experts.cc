@@ -2,6 +2,11 @@
 /// SiLU fused, then blocks of output columns, each running its experts in ascending order and the
 /// shared one last, so that nothing is added by two threads and the order never changes.
 ///
+/// Of few rows, whose time is the weights', both waves are one list: every expert's gate and up,
+/// then every expert's down, each in runs as long as they can be. A product of down waits for its
+/// expert's hidden values, which are done long before, and goes to memory of its own; the tokens'
+/// sums are made of those at the end.
+///
 /// Where there are several experts of several rows for each thread, a task of the first wave is all
 /// of an expert's panels: the thread gathers the expert's rows, multiplies and packs them in memory
 /// of its own, the same for each expert, which stays in its second-level cache. In the second wave
@@ -11,6 +16,7 @@
 #include <atomic>
 #include <cstring>
 #include <new>
+#include <numeric>
 
 #include "kernels/cpu/bodies.h"
 #include "kernels/cpu/lanes.h"
@@ -35,6 +41,8 @@ constexpr int64_t kJobsForEachThread = 6;
 // Of many rows' output columns: lanes (as long as each has a pair of panels), and panels of a lane.
 constexpr int64_t kLanesForEachThread = 4;
 constexpr int64_t kMostLanePanels = 16;
+// Products of few rows that one thread adds up; another wouldn't be quicker.
+constexpr int64_t kAddTaskBytes = 64 << 10;
 // Jobs of at most so many rows are packed by the thread that finishes their hidden values.
 constexpr int64_t kMaxRowsPackedAtOnce = 32;
 
@@ -51,20 +59,22 @@ struct Job {
   const PackedMatrix* gate_up = nullptr;
   const PackedMatrix* down = nullptr;
   int64_t n_rows = 0;
-  const int32_t* tokens = nullptr;  // [n_rows], null: row i is token i
-  const float* weights = nullptr;   // [n_rows], null: 1
+  const int32_t* tokens = nullptr;  // [n_rows] whose products are added, times weights; null: there
+  const float* weights = nullptr;   //   is no other expert, and the products are the output
   bool alone = false;  // a task is all pairs: it gathers and packs by itself, in its thread's rows
   Rows rows;           // unless alone
   PackedRows packed_hidden;
+  float* products = nullptr;           // of few rows with down: [n_rows, hidden size]
   Blocks blocks;                       // of rows: the first wave's tasks
   int64_t first_task = 0;              // of packing
   std::atomic<int64_t> tasks_left{0};  // of the first wave
+  std::atomic<bool> packed{false};     // of few rows: the hidden values are
 };
 
-// A task of the first wave: rows of a job with panel pairs.
-struct HiddenTask {  // 16 bytes: ops::experts_scratch_bytes
+// Rows of a job with panels of gate and up, or of few rows with those of down.
+struct Task {  // 16 bytes: ops::experts_scratch_bytes
   int32_t job = 0, row = 0;
-  int32_t pair = 0, n_pairs = 0;
+  int32_t panel = 0, n_panels = 0;
 };
 
 // A step of the second wave: rows of a job with some panels of output columns.
@@ -76,8 +86,9 @@ struct Plan {
   Job* jobs = nullptr;  // routed ascending, then shared
   int64_t n_jobs = 0;
   int64_t n_routed_jobs = 0;
-  HiddenTask* tasks = nullptr;
-  int64_t n_tasks = 0;
+  bool few_rows = false;
+  Task* tasks = nullptr;  // of gate and up, then (few_rows) of down
+  int64_t n_hidden_tasks = 0, n_down_tasks = 0;
   Rows* thread_rows = nullptr;  // [n_threads], of jobs alone
   int n_threads = 1;
   std::byte* scratch = nullptr;  // per thread: the kernel's, then the buffer
@@ -133,37 +144,44 @@ Result<Routing> sort_by_expert(const ops::ExpertsArgs& args, Arena& arena) {
   return r;
 }
 
-// Panel pairs of which `n_rows` rows' products fit the buffer.
-int64_t most_pairs(int64_t n_rows) {
-  return n_rows > kFewRows ? kMostPairs : kBufferFloats / (2 * kPanelRows * kFewRows);
+// Panels of gate and up of which `n_rows` rows' products fit the buffer.
+int64_t most_panels(int64_t n_rows) {
+  return n_rows > kFewRows ? 2 * kMostPairs : kBufferFloats / (kPanelRows * kFewRows);
 }
 
-// Calls f(rows of a job, pairs) for the first wave in the order of its tasks: weights of few rows
-// in tasks that shrink (next_task); of many, a few pairs at a time, rows innermost: threads that
-// run at one time share weights.
-template <typename F>
-void cut_first_wave(const Plan& plan, F&& f) {
-  int64_t left = 0;
-  for (int64_t j = 0; j < plan.n_jobs; ++j) left += plan.jobs[j].gate_up->n_panels() / 2;
-  const int64_t fair = std::max<int64_t>(1, left / (4 * plan.n_threads));
+// Calls hidden(task) for the tasks of gate and up in their order, then of few rows down(task) for
+// those of down.
+//
+// Weights of few rows stream best in long runs: tasks are large while there is much to do before a
+// thread has to wait for another, and shrink (next_task) before it has, at the end and where the
+// first product of down wants hidden values that are still being made. Of many rows, tasks are a
+// few pairs of panels, rows innermost: threads that run at one time share weights.
+template <typename F, typename G>
+void cut(const Plan& plan, F&& hidden, G&& down) {
+  int64_t n_bytes = 0;  // to read before somebody waits
+  const auto cut_matrix = [&](int64_t j, const PackedMatrix& w, int64_t whole, auto&& f) {
+    const Job& job = plan.jobs[j];
+    const int64_t n_panels = w.n_panels(), bytes = w.panel_bytes();
+    const int64_t fair = std::max<int64_t>(2, n_bytes / bytes / (4 * plan.n_threads) / 2 * 2);
+    const int64_t least = std::min(fair, ceil_div(kTaskWeightBytes, bytes));
+    for (int64_t panel = 0, n = 0; panel < n_panels; panel += n, n_bytes -= n * bytes) {
+      n = whole > 0               ? whole
+          : job.n_rows > kFewRows ? std::min(fair, 2 * kMostPairs)
+                                  : next_task(n_bytes / bytes, least, n_panels, plan.n_threads);
+      n = std::min(n, n_panels - panel);
+      for (int64_t row = 0; row < job.n_rows; row += job.blocks.size)
+        f(Task{static_cast<int32_t>(j), static_cast<int32_t>(row), static_cast<int32_t>(panel),
+               static_cast<int32_t>(n)});
+    }
+  };
+  for (int64_t j = 0; j < plan.n_jobs; ++j) n_bytes += plan.jobs[j].gate_up->weight_bytes();
   for (int64_t j = 0; j < plan.n_jobs; ++j) {
     const Job& job = plan.jobs[j];
-    const int64_t n_rows = job.n_rows, n_pairs = job.gate_up->n_panels() / 2;
-    for (int64_t pair = 0, n = 0; pair < n_pairs; pair += n, left -= n) {
-      if (job.alone) {
-        n = n_pairs;
-      } else if (n_rows > kFewRows) {
-        n = std::min(fair, kMostPairs);
-      } else {
-        const int64_t least = ceil_div(kTaskWeightBytes, 2 * job.gate_up->panel_bytes());
-        n = next_task(left, std::min(least, fair), most_pairs(n_rows), plan.n_threads);
-      }
-      n = std::min(n, n_pairs - pair);
-      for (int64_t row = 0; row < n_rows; row += job.blocks.size)
-        f(HiddenTask{static_cast<int32_t>(j), static_cast<int32_t>(row), static_cast<int32_t>(pair),
-                     static_cast<int32_t>(n)});
-    }
+    cut_matrix(j, *job.gate_up, job.alone ? job.gate_up->n_panels() : 0, hidden);
+    if (plan.few_rows) n_bytes += job.down->weight_bytes();
   }
+  if (!plan.few_rows) return;
+  for (int64_t j = 0; j < plan.n_jobs; ++j) cut_matrix(j, *plan.jobs[j].down, 0, down);
 }
 
 Job& add_job(Plan& plan, const PackedMatrix& gate_up, const PackedMatrix& down, int64_t n_rows) {
@@ -173,6 +191,21 @@ Job& add_job(Plan& plan, const PackedMatrix& gate_up, const PackedMatrix& down, 
   job.n_rows = n_rows;
   job.blocks = row_blocks(n_rows);
   return job;
+}
+
+// The shared expert is added to all tokens, once.
+Status add_shared_job(const ops::ExpertsArgs& args, Plan& plan, Arena& arena) {
+  Job& job = add_job(plan, *args.shared_gate_up, *args.shared_down, args.x.n_rows);
+  if (plan.n_routed_jobs == 0) return ok_status();
+  auto* tokens = arena.take<int32_t>(job.n_rows);
+  auto* weights = arena.take<float>(job.n_rows);
+  if (tokens == nullptr || weights == nullptr)
+    return ops::scratch_exhausted("experts", job.n_rows * 8, arena);
+  std::iota(tokens, tokens + job.n_rows, 0);
+  std::fill_n(weights, job.n_rows, 1.0f);
+  job.tokens = tokens;
+  job.weights = weights;
+  return ok_status();
 }
 
 Status add_routed_jobs(const ops::ExpertsArgs& args, Plan& plan, Arena& arena) {
@@ -224,16 +257,26 @@ Status choose_alone(const PackedRows& x, Plan& plan, Arena& arena) {
   return ok_status();
 }
 
-Status take_rows(const PackedRows& x, Job& job, Arena& arena) {
+Status take_rows(const PackedRows& x, bool routed, Job& job, Arena& arena) {
   const int64_t n_inter = job.down->n_in;
   EXO_ASSIGN_OR_RETURN(job.packed_hidden,
                        ops::take_packed_rows(x.dtype, job.n_rows, n_inter, arena));
   if (job.alone) return ok_status();
   job.rows.x = x;
-  if (job.tokens != nullptr && x.n_rows > 1) {
+  if (routed && x.n_rows > 1) {
     EXO_ASSIGN_OR_RETURN(job.rows.x, ops::take_packed_rows(x.dtype, job.n_rows, x.n_cols, arena));
   }
   return take_hidden(job.rows, job.n_rows, n_inter, arena);
+}
+
+Status take_products(int64_t n_cols, Plan& plan, Arena& arena) {
+  for (int64_t j = 0; j < plan.n_jobs; ++j) {
+    Job& job = plan.jobs[j];
+    job.products = arena.take<float>(job.n_rows * n_cols);
+    if (job.products == nullptr)
+      return ops::scratch_exhausted("experts", job.n_rows * n_cols * 4, arena);
+  }
+  return ok_status();
 }
 
 Result<Plan> make_plan(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ctx) {
@@ -241,29 +284,36 @@ Result<Plan> make_plan(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ct
   const int n_threads = plan.n_threads = ctx.pool->n_threads();
   const auto n_experts = static_cast<int64_t>(args.ids.empty() ? 0 : args.down.size());
   const int64_t most_jobs = std::min(n_experts, args.ids.n_elements()) + 1;
+  plan.few_rows = args.x.n_rows <= kFewRows;
   plan.jobs = ctx.arena->take<Job>(most_jobs);
   plan.scratch = ctx.arena->take_bytes(n_threads * (kMatmulScratchBytes + kThreadBufferBytes));
   if (plan.jobs == nullptr || plan.scratch == nullptr)
     return ops::scratch_exhausted("experts", n_threads * (kMatmulScratchBytes + kThreadBufferBytes),
                                   *ctx.arena);
   if (!args.ids.empty()) EXO_RETURN_IF_ERROR(add_routed_jobs(args, plan, *ctx.arena));
-  if (args.shared_down != nullptr)
-    add_job(plan, *args.shared_gate_up, *args.shared_down, args.x.n_rows);
+  if (args.shared_down != nullptr) EXO_RETURN_IF_ERROR(add_shared_job(args, plan, *ctx.arena));
   EXO_RETURN_IF_ERROR(choose_alone(args.x, plan, *ctx.arena));
   for (int64_t j = 0; j < plan.n_jobs; ++j)
-    EXO_RETURN_IF_ERROR(take_rows(args.x, plan.jobs[j], *ctx.arena));
+    EXO_RETURN_IF_ERROR(take_rows(args.x, j < plan.n_routed_jobs, plan.jobs[j], *ctx.arena));
+  if (plan.few_rows && plan.n_routed_jobs > 0)
+    EXO_RETURN_IF_ERROR(take_products(args.out.dim(1), plan, *ctx.arena));
   const WeightFormat format = n_experts > 0 ? args.gate_up[0].format : args.shared_gate_up->format;
   plan.kernel = find_matmul(isa, args.x.dtype, format);
-  cut_first_wave(plan, [&](const HiddenTask&) { ++plan.n_tasks; });
-  plan.tasks = ctx.arena->take<HiddenTask>(plan.n_tasks);
+  cut(
+      plan, [&](const Task&) { ++plan.n_hidden_tasks; }, [&](const Task&) { ++plan.n_down_tasks; });
+  const int64_t n_tasks = plan.n_hidden_tasks + plan.n_down_tasks;
+  plan.tasks = ctx.arena->take<Task>(n_tasks);
   if (plan.tasks == nullptr)
-    return ops::scratch_exhausted(
-        "experts", plan.n_tasks * static_cast<int64_t>(sizeof(HiddenTask)), *ctx.arena);
-  HiddenTask* task = plan.tasks;
-  cut_first_wave(plan, [&](const HiddenTask& t) {
-    *task++ = t;
-    plan.jobs[t.job].tasks_left.fetch_add(1, std::memory_order_relaxed);
-  });
+    return ops::scratch_exhausted("experts", n_tasks * static_cast<int64_t>(sizeof(Task)),
+                                  *ctx.arena);
+  Task* next = plan.tasks;
+  cut(
+      plan,
+      [&](const Task& task) {
+        *next++ = task;
+        plan.jobs[task.job].tasks_left.fetch_add(1, std::memory_order_relaxed);
+      },
+      [&](const Task& task) { *next++ = task; });
   return plan;
 }
 
@@ -313,23 +363,25 @@ void pack_hidden(const Rows& rows, const Job& job, int64_t begin, int64_t end,
     v.pack_row(rows.hidden + r * rows.stride, r, job.packed_hidden);
 }
 
-Panels hidden_panels(const Plan& plan, int64_t task) {
-  if (task >= plan.n_tasks) return {};
-  const HiddenTask& t = plan.tasks[task];
-  return {plan.jobs[t.job].gate_up, 2 * t.pair, 2 * t.n_pairs};
+// What a task multiplies with; none where there is no such task.
+Panels panels_of(const Plan& plan, int64_t task) {
+  if (task >= plan.n_hidden_tasks + plan.n_down_tasks) return {};
+  const Task& t = plan.tasks[task];
+  const Job& job = plan.jobs[t.job];
+  return {task < plan.n_hidden_tasks ? job.gate_up : job.down, t.panel, t.n_panels};
 }
 
 void run_hidden_task(const ops::ExpertsArgs& args, const Plan& plan, int64_t task, int thread,
                      const VectorKernels& v) {
   const int64_t row = plan.tasks[task].row;
   Job& job = plan.jobs[plan.tasks[task].job];
-  const Panels panels = hidden_panels(plan, task);
-  const Panels next = hidden_panels(plan, task + plan.n_threads);
+  const Panels panels = panels_of(plan, task);
+  const Panels next = panels_of(plan, task + plan.n_threads);
   const int64_t n_rows = std::min(job.blocks.size, job.n_rows - row);
   const Rows rows = plan.rows_of(job, thread);
   if (job.alone) gather_job(args, job, rows.x);
   const int64_t end = panels.begin + panels.count;
-  const int64_t step = plan.kernel.needs_buffer(n_rows) ? 2 * most_pairs(n_rows) : panels.count;
+  const int64_t step = plan.kernel.needs_buffer(n_rows) ? most_panels(n_rows) : panels.count;
   for (int64_t panel = panels.begin; panel < end; panel += step) {
     const int64_t n_panels = std::min(step, end - panel), left = end - panel - n_panels;
     plan.kernel(
@@ -345,9 +397,12 @@ void run_hidden_task(const ops::ExpertsArgs& args, const Plan& plan, int64_t tas
          .scratch = plan.kernel_scratch(thread),
          .next = left > 0 ? Panels{panels.w, panel + step, std::min(step, left)} : next});
   }
-  if (job.tasks_left.fetch_sub(1, std::memory_order_acq_rel) == 1 &&
-      (job.alone || job.n_rows <= kMaxRowsPackedAtOnce))
+  if (job.tasks_left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  if (job.alone || job.n_rows <= kMaxRowsPackedAtOnce) {
     pack_hidden(rows, job, 0, job.n_rows, v);
+    job.packed.store(true, std::memory_order_release);
+    job.packed.notify_all();
+  }
 }
 
 // Jobs too large for one thread to pack alone.
@@ -367,7 +422,50 @@ void pack_large_jobs(const Plan& plan, ThreadPool& pool, const VectorKernels& v)
   });
 }
 
-// -- the second wave ------------------------------------------------------------------------------
+// -- down of few rows -----------------------------------------------------------------------------
+
+void run_down_task(const ops::ExpertsArgs& args, const Plan& plan, int64_t task, int thread) {
+  const Job& job = plan.jobs[plan.tasks[task].job];
+  const Panels panels = panels_of(plan, task);
+  const bool added = job.products != nullptr;
+  float* out = added ? job.products : args.out.row<float>(0);
+  wait_until(job.packed, [](bool packed) { return packed; });
+  plan.kernel({.x = &job.packed_hidden,
+               .row_begin = 0,
+               .n_rows = job.n_rows,
+               .w = panels.w,
+               .panel_begin = panels.begin,
+               .n_panels = panels.count,
+               .out = out + panels.begin * kPanelRows,
+               .out_stride = added ? args.out.dim(1) : args.out.stride(0),
+               .scratch = plan.kernel_scratch(thread),
+               .next = panels_of(plan, task + plan.n_threads)});
+}
+
+// out[token] = the products of its experts times their weights, in the jobs' order.
+void add_products(const ops::ExpertsArgs& args, const Plan& plan, ThreadPool& pool,
+                  const VectorKernels& v) {
+  if (plan.n_routed_jobs == 0) return;  // it is the shared one's already
+  const int64_t n_cols = args.out.dim(1);
+  int64_t n_rows = 0;
+  for (int64_t j = 0; j < plan.n_jobs; ++j) n_rows += plan.jobs[j].n_rows;
+  const int64_t n_blocks =
+      std::clamp<int64_t>(n_rows * n_cols * 4 / kAddTaskBytes, 1, plan.n_threads);
+  const int64_t size = align_up(ceil_div(n_cols, n_blocks), kPanelRows);
+  pool.parallel_for(ceil_div(n_cols, size), [&](int64_t block, int) {
+    const int64_t column = block * size, n = std::min(size, n_cols - column);
+    float* out = args.out.row<float>(0) + column;
+    for (int64_t i = 0; i < args.out.dim(0); ++i)
+      std::fill_n(out + i * args.out.stride(0), n, 0.0f);
+    for (int64_t j = 0; j < plan.n_jobs; ++j) {
+      const Job& job = plan.jobs[j];
+      v.add_scaled_rows(job.weights, job.products + column, n_cols, job.tokens, job.n_rows, n, out,
+                        args.out.stride(0));
+    }
+  });
+}
+
+// -- the second wave of many rows -----------------------------------------------------------------
 
 // Rows of the second wave's steps: of experts as many as have their products of `n_panels` in a
 // thread's buffer.
@@ -403,7 +501,6 @@ void run_down_step(const ops::ExpertsArgs& args, const Plan& plan, const DownSte
   if (job.tokens == nullptr) {
     task.out = args.out.row<float>(step.row) + column;
     task.out_stride = args.out.stride(0);
-    task.accumulate = plan.n_routed_jobs > 0;
     plan.kernel(task);
     return;
   }
@@ -425,27 +522,6 @@ void clear_columns(const ops::ExpertsArgs& args, const Plan& plan, int64_t panel
   const int64_t n = std::min(n_panels * kPanelRows, args.out.dim(1) - column);
   for (int64_t i = 0; i < args.out.dim(0); ++i)
     std::fill_n(args.out.row<float>(i) + column, n, 0.0f);
-}
-
-// Of few rows: a task is a block of columns with all jobs, wide while much is left, as weights
-// stream best in long runs.
-void down_of_few_rows(const ops::ExpertsArgs& args, const Plan& plan, ThreadPool& pool) {
-  const Rounds blocks(plan.jobs[0].down->n_panels(), 4, 64, plan.n_threads);
-  pool.parallel_for(blocks.count(), [&](int64_t b, int thread) {
-    const auto [panel, n_panels] = blocks.task(b);
-    clear_columns(args, plan, panel, n_panels);
-    for (int64_t j = 0; j < plan.n_jobs; ++j) {
-      Panels next;
-      if (j + 1 < plan.n_jobs) {
-        next = {plan.jobs[j + 1].down, panel, n_panels};
-      } else if (b + plan.n_threads < blocks.count()) {
-        const auto [begin, size] = blocks.task(b + plan.n_threads);
-        next = {plan.jobs[0].down, begin, size};
-      }
-      run_down_step(args, plan, {static_cast<int32_t>(j), 0}, plan.jobs[j].n_rows,
-                    {plan.jobs[j].down, panel, n_panels}, next, thread);
-    }
-  });
 }
 
 // Of many rows: a lane is a block of columns, its steps the jobs in their order.
@@ -490,13 +566,16 @@ Status experts(Isa isa, const ops::ExpertsArgs& args, ops::OpContext& ctx) {
   const VectorKernels& v = vector_kernels(isa);
   EXO_ASSIGN_OR_RETURN(const Plan plan, make_plan(isa, args, ctx));
   gather(args, plan, *ctx.pool);
-  ctx.pool->parallel_for(plan.n_tasks, [&](int64_t task, int thread) {
-    run_hidden_task(args, plan, task, thread, v);
+  ctx.pool->parallel_for(plan.n_hidden_tasks + plan.n_down_tasks, [&](int64_t task, int thread) {
+    task < plan.n_hidden_tasks ? run_hidden_task(args, plan, task, thread, v)
+                               : run_down_task(args, plan, task, thread);
   });
+  if (plan.few_rows) {
+    add_products(args, plan, *ctx.pool, v);
+    return ok_status();
+  }
   pack_large_jobs(plan, *ctx.pool, v);
-  if (args.x.n_rows > kFewRows) return down_of_many_rows(args, plan, ctx);
-  down_of_few_rows(args, plan, *ctx.pool);
-  return ok_status();
+  return down_of_many_rows(args, plan, ctx);
 }
 
 }  // namespace exo::kernels::cpu

@@ -18,7 +18,7 @@ namespace {
 // Weights are streamed from memory while few rows are computed. A line is asked for some time
 // before its use: the hardware's own streamer stops at each 4 KiB page.
 struct AskAhead {
-  int64_t n_bytes = read_ahead_bytes();
+  int64_t n_bytes;
 
   inline void line(const uint8_t* at, int) const {
     _mm_prefetch(reinterpret_cast<const char*>(at + n_bytes), _MM_HINT_T0);
@@ -166,13 +166,13 @@ inline void zero_sums(__m512i (*sums)[R]) {
   }
 }
 
-// R rows with P panels of int4: up to 4 sums at once, which fit the registers; more panels take
-// turns, a tile each.
+// R rows with P panels of int4: of more than one row, pairs of panels take turns, a tile each, as
+// their sums have to fit the registers.
 template <int R, int P>
 inline void int4_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_t stride,
                         int64_t n_tiles, const int32_t* offsets, int64_t n_groups,
                         const AskAhead& ask, __m512i (*sums)[R]) {
-  constexpr int kTogether = min_of(P, R == 1 ? 4 : 2);
+  constexpr int kTogether = R == 1 ? P : min_of(P, 2);
   zero_sums<R, P>(sums);
   const int64_t turn = kTogether == P ? n_tiles : 1;
   for (int64_t t = 0; t < n_tiles; t += turn) {
@@ -238,7 +238,8 @@ void few_rows_in_streams(const MatmulTask& task) {
   const RowTile tile = row_tile(*task.x, task.row_begin);
   const int64_t n_tiles = ceil_of(w.n_in, kInt4 ? 128 : 64);
   const int64_t stride = n_tiles * (kInt4 ? kInt4Tile : kTile);
-  const AskAhead ask;
+  constexpr int kStreams = R == 1 ? 8 : kInt4 ? 4 : R == 2 ? 8 : R <= 4 ? 4 : 2;
+  const AskAhead ask{ahead_of_streams(kStreams)};
   const int32_t* offsets = nullptr;
   int32_t correction[R];
   if constexpr (kInt4) {
@@ -246,9 +247,9 @@ void few_rows_in_streams(const MatmulTask& task) {
   } else {
     for (int r = 0; r < R; ++r) correction[r] = -128 * row_sum_of(*task.x, task.row_begin + r);
   }
-  constexpr int kStreams = kInt4 ? 4 : R <= 2 ? 8 : R <= 4 ? 4 : 2;
   in_streams<kStreams>(task, stride, ask.n_bytes, [&]<int P>(int64_t first, int64_t apart) {
     __m512i sums[P][R];
+    for (int p = 0; p < P; ++p) ask_for_scales(w, first + p * apart);
     const uint8_t* from = tiles_of(w) + first * stride;
     if constexpr (kInt4) {
       int4_panels<R, P>(tile.data, tile.step, from, apart * stride, n_tiles, offsets, n_tiles * 4,

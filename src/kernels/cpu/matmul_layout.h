@@ -76,6 +76,19 @@ struct RowTile {
   }
 }
 
+/// How many bytes before their use those of each of kMost streams are asked for (in_streams): what
+/// is on its way has to fit the L1 cache.
+[[maybe_unused]] inline int64_t ahead_of_streams(int64_t most) {
+  constexpr int64_t kAheadBytes = 8 << 10;  // of all streams
+  return reads_in_many_streams() ? min_of(read_ahead_bytes(), kAheadBytes / most)
+                                 : read_ahead_bytes();
+}
+
+/// Asks for the row scales of a panel, a line, which are used at its end.
+[[maybe_unused]] inline void ask_for_scales(const PackedMatrix& w, int64_t panel) {
+  __builtin_prefetch(w.row_scales + panel * kPanelRows);
+}
+
 /// A task's panels from `panel` on, n at a time as long as there are so many left, then half as
 /// many: each of the n is a run of panels, a stream of bytes. multiply<n>(first, apart) multiplies
 /// panel `first`, that `apart` behind it, and so on.

@@ -20,6 +20,8 @@ struct Blocks {
 inline constexpr int64_t kMaxTaskRows = 512;
 /// Rows up to which a task streams weights from memory and has time to spare.
 inline constexpr int64_t kFewRows = 16;
+/// Streams in which a task of few rows is read at most, its panels shared out among them.
+inline constexpr int64_t kMostStreams = 8;
 /// Weight bytes of the smallest task of few rows. Where a stream of weights ends and another
 /// begins, a thread waits for memory, 0.3 us each time: two threads decode int4 8 to 25% faster
 /// with tasks of 1 MiB than of 64 KiB, the more the faster the memory.
@@ -33,10 +35,11 @@ inline Blocks row_blocks(int64_t n_rows) {
 
 /// Of `n_left` units, what the next task takes: half of a thread's share, so that tasks are large
 /// while much is left and small at the end, where threads must finish together. An even number,
-/// between `least` and `most`, but for the last.
+/// from kMostStreams on a multiple of that, between `least` and `most`, but for the last.
 inline int64_t next_task(int64_t n_left, int64_t least, int64_t most, int n_threads) {
   const int64_t fewest = align_up(std::max<int64_t>(least, 1), 2);
-  const int64_t n = std::clamp(n_left / (2 * n_threads) / 2 * 2, fewest, std::max(fewest, most));
+  const int64_t half = n_left / (2 * n_threads), unit = half < kMostStreams ? 2 : kMostStreams;
+  const int64_t n = std::clamp(half / unit * unit, fewest, std::max(fewest, most));
   return n_left - n < 2 ? n_left : n;
 }
 
