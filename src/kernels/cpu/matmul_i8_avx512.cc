@@ -36,6 +36,9 @@ struct AskNext {
     at += kLine;
   }
 };
+// Fewer weights than that, such as a head's of the absorbed attention, are read in at most four
+// streams.
+constexpr int64_t kShortTaskBytes = 64 << 10;
 constexpr int64_t kManyRows = 9;  // from here on weights are unpacked for all rows
 
 inline __m512i broadcast4(const uint8_t* p) {
@@ -238,8 +241,6 @@ void few_rows_in_streams(const MatmulTask& task) {
   const RowTile tile = row_tile(*task.x, task.row_begin);
   const int64_t n_tiles = ceil_of(w.n_in, kInt4 ? 128 : 64);
   const int64_t stride = n_tiles * (kInt4 ? kInt4Tile : kTile);
-  constexpr int kStreams = R == 1 ? 8 : kInt4 ? 4 : R == 2 ? 8 : R <= 4 ? 4 : 2;
-  const AskAhead ask{ahead_of_streams(kStreams)};
   const int32_t* offsets = nullptr;
   int32_t correction[R];
   if constexpr (kInt4) {
@@ -247,18 +248,26 @@ void few_rows_in_streams(const MatmulTask& task) {
   } else {
     for (int r = 0; r < R; ++r) correction[r] = -128 * row_sum_of(*task.x, task.row_begin + r);
   }
-  in_streams<kStreams>(task, stride, ask.n_bytes, [&]<int P>(int64_t first, int64_t apart) {
-    __m512i sums[P][R];
-    for (int p = 0; p < P; ++p) ask_for_scales(w, first + p * apart);
-    const uint8_t* from = tiles_of(w) + first * stride;
-    if constexpr (kInt4) {
-      int4_panels<R, P>(tile.data, tile.step, from, apart * stride, n_tiles, offsets, n_tiles * 4,
-                        ask, sums);
-    } else {
-      int8_panels<R, P>(tile.data, tile.step, from, apart * stride, n_tiles, correction, ask, sums);
-    }
-    write_sums<R, P>(task, first, apart, sums);
-  });
+  const auto multiply = [&]<int kStreams> {
+    const AskAhead ask{ahead_of_streams(kStreams)};
+    in_streams<kStreams>(task, stride, ask.n_bytes, [&]<int P>(int64_t first, int64_t apart) {
+      __m512i sums[P][R];
+      for (int p = 0; p < P; ++p) ask_for_scales(w, first + p * apart);
+      const uint8_t* from = tiles_of(w) + first * stride;
+      if constexpr (kInt4) {
+        int4_panels<R, P>(tile.data, tile.step, from, apart * stride, n_tiles, offsets, n_tiles * 4,
+                          ask, sums);
+      } else {
+        int8_panels<R, P>(tile.data, tile.step, from, apart * stride, n_tiles, correction, ask,
+                          sums);
+      }
+      write_sums<R, P>(task, first, apart, sums);
+    });
+  };
+  constexpr int kMost = R == 1 ? 8 : kInt4 ? 4 : R == 2 ? 8 : R <= 4 ? 4 : 2;
+  if (kMost > 4 && task.n_panels * stride < kShortTaskBytes)
+    return multiply.template operator()<min_of(4, kMost)>();
+  multiply.template operator()<kMost>();
 }
 
 // The same of more rows of int4, panel pair after panel pair.
