@@ -18,8 +18,8 @@ namespace {
 template <bool kFp8>
 constexpr int64_t kManyRows = kFp8 ? 9 : 5;
 
-// Weights are streamed from memory while few rows are computed: a line is asked for this many bytes
-// before its use.
+// Weights are streamed from memory while few rows are computed: a line is asked for so many bytes
+// before its use, or fewer (ahead_of_streams).
 constexpr int64_t kPrefetch = 2048;
 
 inline __m512bh as_bf16(__m512i v) { return reinterpret_cast<__m512bh>(v); }
@@ -40,9 +40,9 @@ inline __attribute__((always_inline)) void add_line(__m512i line, const uint8_t*
 // R rows of one row tile with P panels, `apart` from one another: several streams at once find more
 // of the memory's bandwidth than one.
 template <int R, int P, bool kFp8>
-inline void rows_of_panels(const MatmulTask& task, int64_t panel, int64_t apart) {
+inline void rows_of_panels(const MatmulTask& task, int64_t panel, int64_t apart, int64_t ahead) {
   // Whatever P: a panel gives the same bits in any company.
-  constexpr int kChains = R > 4 ? 1 : R == 1 && !kFp8 ? 4 : 2;
+  constexpr int kChains = R > 4 ? 1 : 2;
   const PackedMatrix& w = *task.w;
   const RowTile tile = row_tile(*task.x, task.row_begin);
   const int64_t cols = kFp8 ? 64 : 32, n_tiles = ceil_of(w.n_in, cols);
@@ -61,9 +61,9 @@ inline void rows_of_panels(const MatmulTask& task, int64_t panel, int64_t apart)
   for (int64_t t = 0; t < n_tiles; ++t) {
 #pragma GCC unroll 4
     for (int j = 0; j < 16; ++j, line += kLine) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int p = 0; p < P; ++p) {
-        _mm_prefetch(reinterpret_cast<const char*>(line + p * stride + kPrefetch), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(line + p * stride + ahead), _MM_HINT_T0);
         const __m512i v = _mm512_loadu_si512(line + p * stride);
         if constexpr (kFp8) {
           __m512i first, second;
@@ -104,9 +104,12 @@ inline void rows_of_panels(const MatmulTask& task, int64_t panel, int64_t apart)
 template <int R, bool kFp8>
 void rows_of_tile(const MatmulTask& task) {
   const int64_t panel_bytes = ceil_of(task.w->n_in, kFp8 ? 64 : 32) * kTile;
-  in_streams<R <= 2 ? 4 : 2>(
-      task, panel_bytes, kPrefetch,
-      [&]<int P>(int64_t first, int64_t apart) { rows_of_panels<R, P, kFp8>(task, first, apart); });
+  // fp8 in eight would not fit the registers.
+  constexpr int kStreams = R == 1 && !kFp8 ? 8 : R <= 2 ? 4 : 2;
+  const int64_t ahead = ahead_of_streams(kStreams, kPrefetch);
+  in_streams<kStreams>(task, panel_bytes, ahead, [&]<int P>(int64_t first, int64_t apart) {
+    rows_of_panels<R, P, kFp8>(task, first, apart, ahead);
+  });
 }
 
 template <bool kFp8, int R = 1>

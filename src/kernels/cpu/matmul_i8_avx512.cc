@@ -249,7 +249,7 @@ void few_rows_in_streams(const MatmulTask& task) {
     for (int r = 0; r < R; ++r) correction[r] = -128 * row_sum_of(*task.x, task.row_begin + r);
   }
   const auto multiply = [&]<int kStreams> {
-    const AskAhead ask{ahead_of_streams(kStreams)};
+    const AskAhead ask{ahead_of_streams(kStreams, read_ahead_bytes())};
     in_streams<kStreams>(task, stride, ask.n_bytes, [&]<int P>(int64_t first, int64_t apart) {
       __m512i sums[P][R];
       for (int p = 0; p < P; ++p) ask_for_scales(w, first + p * apart);

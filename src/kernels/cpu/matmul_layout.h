@@ -76,12 +76,11 @@ struct RowTile {
   }
 }
 
-/// How many bytes before their use those of each of kMost streams are asked for (in_streams): what
-/// is on its way has to fit the L1 cache.
-[[maybe_unused]] inline int64_t ahead_of_streams(int64_t most) {
+/// How many bytes before their use those of each of kMost streams are asked for (in_streams): as
+/// many as of two, but what is on its way has to fit the L1 cache.
+[[maybe_unused]] inline int64_t ahead_of_streams(int64_t most, int64_t of_two) {
   constexpr int64_t kAheadBytes = 8 << 10;  // of all streams
-  return reads_in_many_streams() ? min_of(read_ahead_bytes(), kAheadBytes / most)
-                                 : read_ahead_bytes();
+  return reads_in_many_streams() ? min_of(of_two, kAheadBytes / most) : of_two;
 }
 
 /// Asks for the row scales of a panel, a line, which are used at its end.
