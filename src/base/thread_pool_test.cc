@@ -43,6 +43,32 @@ TEST(ThreadPool, WritesOfTasksAreSeenAfterwardsAndParkedWorkersWake) {
 
 // Three times as many threads as processors, and as many busy neighbours: workers are preempted
 // inside of tasks, between them, and before they have begun.
+TEST(ThreadPool, ATaskMayWaitForThoseBeforeIt) {
+  constexpr int64_t kTasks = 24, kBehind = 8;
+  for (int n_threads : {1, 2, 8}) {
+    ThreadPool pool(n_threads);
+    for (int round = 0; round < 30; ++round) {
+      std::vector<std::atomic<bool>> done(kTasks);
+      std::vector<int64_t> value(kTasks, 0);
+      pool.parallel_for(kTasks, [&](int64_t task, int) {
+        const auto i = static_cast<size_t>(task);
+        if (task < kBehind) {
+          // Now and then long enough for those who wait to park.
+          if (round % 10 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          value[i] = task;
+        } else {
+          wait_until(done[i - kBehind], [](bool d) { return d; });
+          value[i] = value[i - kBehind] + 100;
+        }
+        done[i].store(true, std::memory_order_release);
+        done[i].notify_all();
+      });
+      for (int64_t i = 0; i < kTasks; ++i)
+        ASSERT_EQ(value[static_cast<size_t>(i)], i % kBehind + i / kBehind * 100);
+    }
+  }
+}
+
 TEST(ThreadPool, IsRightOnABusyMachine) {
   const int n_cpus = usable_cpus();
   std::atomic<bool> stop{false};

@@ -27,8 +27,8 @@ void matmul_bf16_bf16_avx512bf16(const MatmulTask& task);
 void matmul_bf16_fp8_avx512bf16(const MatmulTask& task);
 
 /// From so many rows on a tile product costs less than vector products for each row. Those tasks'
-/// wide values (i8) are added beside the tiles, and their products given to `take`, by the next
-/// four themselves.
+/// wide values (i8) are added beside the tiles, and their epilogue is done, by the next four
+/// themselves.
 inline constexpr int64_t kAmxI8Rows = 5, kAmxBf16Rows = 3, kAmxFp8Rows = 2;
 constexpr int64_t amx_rows(WeightFormat format) {
   return format == WeightFormat::bf16  ? kAmxBf16Rows

@@ -46,6 +46,11 @@ TEST(Rounds, TasksAreLargeAtFirstAndAsSmallAsAllowedAtLast) {
   for (const Rounds::Task& t : tasks_of(Rounds(100, 2, 100, 3))) EXPECT_LE(t.size, 100 / 6);
 }
 
+TEST(Rounds, LargeTasksAreSharedOutAmongAllStreams) {
+  for (const Rounds::Task& t : tasks_of(Rounds(352, 2, 352, 2)))
+    EXPECT_TRUE(t.size < kMostStreams || t.size % kMostStreams == 0) << t.size;
+}
+
 TEST(Rounds, PanelsOfFewRowsByBytesOfManyByCount) {
   const PackedMatrix w{.format = WeightFormat::int4, .n_out = 2048, .n_in = 2048};  // 128 panels
   for (const Rounds::Task& t : tasks_of(panel_tasks(w, 1, 2)))
