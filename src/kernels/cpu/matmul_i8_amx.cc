@@ -28,11 +28,11 @@ struct Int4 {
 }  // namespace
 
 void matmul_i8_int8_amx(const MatmulTask& task) {
-  if (task.n_rows < kAmxI8Rows) return matmul_i8_int8_avx512(task);
+  if (task.n_rows < kAmxInt8Rows) return matmul_i8_int8_avx512(task);
   amx_product<Int8>(task);
 }
 void matmul_i8_int4_amx(const MatmulTask& task) {
-  if (task.n_rows < kAmxI8Rows) return matmul_i8_int4_avx512(task);
+  if (task.n_rows < kAmxInt4Rows) return matmul_i8_int4_avx512(task);
   amx_product<Int4>(task);
 }
 
