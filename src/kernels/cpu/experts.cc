@@ -442,6 +442,16 @@ void run_down_task(const ops::ExpertsArgs& args, const Plan& plan, int64_t task,
                .next = panels_of(plan, task + plan.n_threads)});
 }
 
+// What is added to these columns of the output begins at zero.
+void clear_columns(const ops::ExpertsArgs& args, const Plan& plan, int64_t panel,
+                   int64_t n_panels) {
+  if (plan.n_routed_jobs == 0) return;
+  const int64_t column = panel * kPanelRows;
+  const int64_t n = std::min(n_panels * kPanelRows, args.out.dim(1) - column);
+  for (int64_t i = 0; i < args.out.dim(0); ++i)
+    std::fill_n(args.out.row<float>(i) + column, n, 0.0f);
+}
+
 // out[token] = the products of its experts times their weights, in the jobs' order.
 void add_products(const ops::ExpertsArgs& args, const Plan& plan, ThreadPool& pool,
                   const VectorKernels& v) {
@@ -454,13 +464,11 @@ void add_products(const ops::ExpertsArgs& args, const Plan& plan, ThreadPool& po
   const int64_t size = align_up(ceil_div(n_cols, n_blocks), kPanelRows);
   pool.parallel_for(ceil_div(n_cols, size), [&](int64_t block, int) {
     const int64_t column = block * size, n = std::min(size, n_cols - column);
-    float* out = args.out.row<float>(0) + column;
-    for (int64_t i = 0; i < args.out.dim(0); ++i)
-      std::fill_n(out + i * args.out.stride(0), n, 0.0f);
+    clear_columns(args, plan, column / kPanelRows, size / kPanelRows);
     for (int64_t j = 0; j < plan.n_jobs; ++j) {
       const Job& job = plan.jobs[j];
-      v.add_scaled_rows(job.weights, job.products + column, n_cols, job.tokens, job.n_rows, n, out,
-                        args.out.stride(0));
+      v.add_scaled_rows(job.weights, job.products + column, n_cols, job.tokens, job.n_rows, n,
+                        args.out.row<float>(0) + column, args.out.stride(0));
     }
   });
 }
@@ -512,16 +520,6 @@ void run_down_step(const ops::ExpertsArgs& args, const Plan& plan, const DownSte
                    .rows = job.tokens,
                    .scales = job.weights};
   plan.kernel(task);
-}
-
-// Tasks add to these columns.
-void clear_columns(const ops::ExpertsArgs& args, const Plan& plan, int64_t panel,
-                   int64_t n_panels) {
-  if (plan.n_routed_jobs == 0) return;
-  const int64_t column = panel * kPanelRows;
-  const int64_t n = std::min(n_panels * kPanelRows, args.out.dim(1) - column);
-  for (int64_t i = 0; i < args.out.dim(0); ++i)
-    std::fill_n(args.out.row<float>(i) + column, n, 0.0f);
 }
 
 // Of many rows: a lane is a block of columns, its steps the jobs in their order.
