@@ -418,6 +418,25 @@ TEST(RandomCache, LoadsInEveryFormatWithPaddingClear) {
   }
 }
 
+TEST(RandomCache, Fp8CodesAreANormalBlocks) {
+  const Plan plan = plan_of(read_config(golden_dir("v3_fp8") + "/config.json"), "fp8");
+  const TempDir a;
+  ThreadPool pool(2);
+  ASSERT_TRUE(write_random_cache(plan, a.path(), 7, pool, nullptr).ok());
+  const auto loaded = load_weights(plan, a.path());
+  ASSERT_TRUE(loaded.ok()) << loaded.status().message();
+  const PackedMatrix& down = (*loaded)->layers[1].moe.down[3];  // [288, 136]
+  int64_t beyond_two_deviations = 0, below_normal = 0, n = 0;
+  for (const float w : weights::unpack_f32(down)) {
+    const float code = std::abs(w / down.block_scales[0]);
+    beyond_two_deviations += code > 2 * 448 / 4.1 ? 1 : 0;
+    below_normal += code < 0x1p-6f ? 1 : 0;
+    ++n;
+  }
+  EXPECT_NEAR(static_cast<double>(beyond_two_deviations) / static_cast<double>(n), 0.0455, 0.005);
+  EXPECT_LT(static_cast<double>(below_normal) / static_cast<double>(n), 0.0005);
+}
+
 TEST(RandomCache, AnotherSeedIsAnotherModel) {
   const Plan plan = plan_of(read_config(golden_dir("moonlight") + "/config.json"));
   const TempDir a;

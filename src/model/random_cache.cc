@@ -1,9 +1,11 @@
 /// A cache of random weights straight in the packed formats: what a speed test needs is the real
 /// shapes and bytes, not real values. Each weight's variance is 1 / n_in, so activations keep their
-/// size from layer to layer. A matrix depends on the seed and its path alone.
+/// size from layer to layer. fp8 codes are as common as in a real checkpoint, as zeros and
+/// subnormal ones may take longer. A matrix depends on the seed and its path alone.
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -58,8 +60,8 @@ WordMask mask_of(WeightFormat format, int64_t n_in) {
       return {.keep = 0x807fffff'807fffff, .set = exponent_field(n_in) * 0x800000'00800000};
     case WeightFormat::bf16:
       return {.keep = 0x807f807f'807f807f, .set = exponent_field(n_in) * 0x0080'0080'0080'0080};
-    case WeightFormat::fp8:  // no exponent above 7: below 2, and never NaN
-      return {.keep = 0xbfbfbfbf'bfbfbfbf, .set = 0};
+    case WeightFormat::fp8:  // by kFp8Codes
+      return {};
     case WeightFormat::int8:  // -126 ... 126 once the low bit is cleared and -128 is not there
       return {.keep = 0xfefefefe'fefefefe, .set = 0};
     case WeightFormat::int4:
@@ -68,9 +70,36 @@ WordMask mask_of(WeightFormat format, int64_t n_in) {
   return {};
 }
 
+// DeepSeek's blocks of 128 x 128 weights are scaled so that the largest becomes 448. Of so many
+// normal values the largest is about 4.1 deviations.
+constexpr double kFp8Deviation = 448 / 4.1;
+
+// The code of each of 65,536 equally probable parts of that distribution: a sign and a size.
+using Fp8Codes = std::array<uint8_t, 1 << 16>;
+Fp8Codes make_fp8_codes() {
+  constexpr int kSizes = 1 << 15, kLargest = 126;
+  Fp8Codes codes;
+  int code = 0;
+  for (int i = 0; i < kSizes; ++i) {
+    // Up to the middle between a code's value and the next one's go to that code.
+    const auto part_below = [](int c) {
+      const double between = (double{to_f32(f8_e4m3{static_cast<uint8_t>(c)})} +
+                              to_f32(f8_e4m3{static_cast<uint8_t>(c + 1)})) /
+                             2;
+      return std::erf(between / (kFp8Deviation * std::sqrt(2.0)));
+    };
+    while (code < kLargest && part_below(code) * kSizes < i + 0.5) ++code;
+    codes[static_cast<size_t>(i)] = static_cast<uint8_t>(code);
+    codes[static_cast<size_t>(kSizes + i)] = static_cast<uint8_t>(code | 0x80);
+  }
+  return codes;
+}
+
 // The scale that makes the codes' variance 1 / n_in. Root mean squares of what random_tile writes.
 float scale_of(WeightFormat format, int64_t n_in) {
-  const double rms = format == WeightFormat::fp8 ? 0.6 : format == WeightFormat::int8 ? 73 : 23.4;
+  const double rms = format == WeightFormat::fp8    ? kFp8Deviation
+                     : format == WeightFormat::int8 ? 73
+                                                    : 23.4;
   return static_cast<float>(1 / (rms * std::sqrt(static_cast<double>(n_in))));
 }
 
@@ -85,6 +114,14 @@ void random_tile(WeightFormat format, const WordMask& mask, Random& random, std:
       }
     }
     tile += kTileLineBytes;
+  }
+  if (format == WeightFormat::fp8) {
+    static const Fp8Codes codes = make_fp8_codes();
+    for (int64_t i = 0; i < kPanelRows * kTileLineBytes; i += 4) {
+      uint64_t word = random.next();
+      for (int64_t b = 0; b < 4; ++b, word >>= 16) tile[i + b] = std::byte{codes[word & 0xFFFF]};
+    }
+    return;
   }
   for (int64_t i = 0; i < kPanelRows * kTileLineBytes; i += 8) {
     uint64_t word = random.next() & mask.keep;

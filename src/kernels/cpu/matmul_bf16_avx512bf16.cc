@@ -37,6 +37,32 @@ inline __attribute__((always_inline)) void add_line(__m512i line, const uint8_t*
     acc[r] = _mm512_dpbf16_ps(acc[r], as_bf16(line), broadcast_pair(x + r * kLine));
 }
 
+// How codes of fp8 are widened: by shifts, lines with unusual codes by tables; and where there are
+// many of those, all by tables.
+struct ByShifts {
+  int64_t n_unusual = 0;
+
+  inline __attribute__((always_inline)) void widen(__m512i line, __m512i* first, __m512i* second) {
+    shift_fp8(line, first, second);
+    if (__builtin_expect(is_unusual_fp8(line), 0)) {
+      const Fp8Tables* tables = &kShiftedFp8Tables;
+      asm("" : "+r"(tables));  // not kept in registers
+      Fp8Widener(*tables).widen(line, first, second);
+      ++n_unusual;
+    }
+  }
+};
+struct ByTables {
+  const Fp8Widener widener{kShiftedFp8Tables};
+
+  inline __attribute__((always_inline)) void widen(__m512i line, __m512i* first,
+                                                   __m512i* second) const {
+    widener.widen(line, first, second);
+  }
+};
+// A tile's lines by tables take as long as lines by shifts of which one in this many is unusual.
+constexpr int64_t kUnusualLines = 16;
+
 // R rows of one row tile with P panels, `apart` from one another: several streams at once find more
 // of the memory's bandwidth than one.
 template <int R, int P, bool kFp8>
@@ -48,7 +74,6 @@ inline void rows_of_panels(const MatmulTask& task, int64_t panel, int64_t apart,
   const int64_t cols = kFp8 ? 64 : 32, n_tiles = ceil_of(w.n_in, cols);
   const int64_t stride = apart * n_tiles * kTile;  // from stream to stream
   const int64_t n_k_blocks = kFp8 ? ceil_of(w.n_in, w.k_block) : 0;
-  const Fp8Widener widener;
   const uint8_t* line = tiles_of(w) + panel * n_tiles * kTile;
   const uint8_t* x = tile.data;
   __m512 total[P][R], acc[kChains][P][R];
@@ -58,7 +83,7 @@ inline void rows_of_panels(const MatmulTask& task, int64_t panel, int64_t apart,
       for (int c = 0; c < kChains; ++c) acc[c][p][r] = _mm512_setzero_ps();
     }
   }
-  for (int64_t t = 0; t < n_tiles; ++t) {
+  const auto multiply = [&](auto codes) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int j = 0; j < 16; ++j, line += kLine) {
 #pragma GCC unroll 8
@@ -67,7 +92,7 @@ inline void rows_of_panels(const MatmulTask& task, int64_t panel, int64_t apart,
         const __m512i v = _mm512_loadu_si512(line + p * stride);
         if constexpr (kFp8) {
           __m512i first, second;
-          widener.widen(v, &first, &second);
+          codes.widen(v, &first, &second);
           add_line<R>(first, x + j * 4, acc[j * 2 % kChains][p]);
           add_line<R>(second, x + tile.step + j * 4, acc[(j * 2 + 1) % kChains][p]);
         } else {
@@ -75,12 +100,25 @@ inline void rows_of_panels(const MatmulTask& task, int64_t panel, int64_t apart,
         }
       }
     }
+    return codes;
+  };
+  bool by_shifts = kFp8;
+  for (int64_t t = 0; t < n_tiles; ++t) {
+    if constexpr (!kFp8) {
+      multiply(0);
+    } else if (by_shifts) {
+      by_shifts = multiply(ByShifts()).n_unusual * kUnusualLines <= P * 16;
+    } else {
+      multiply(ByTables());
+    }
     x += (kFp8 ? 2 : 1) * tile.step;
     const int64_t end = (t + 1) * cols;
     if (t + 1 < n_tiles && (!kFp8 || end % w.k_block != 0)) continue;
     for (int p = 0; p < P; ++p) {
       const __m512 scale = _mm512_set1_ps(
-          kFp8 ? w.block_scales[(panel + p * apart) * n_k_blocks + (end - 1) / w.k_block] : 1.0f);
+          kFp8 ? w.block_scales[(panel + p * apart) * n_k_blocks + (end - 1) / w.k_block] *
+                     (1 << -kShiftedFp8Power)
+               : 1.0f);
       for (int r = 0; r < R; ++r) {
         __m512 sum = acc[0][p][r];
         acc[0][p][r] = _mm512_setzero_ps();

@@ -6,6 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <numeric>
+#include <random>
 
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/vector.h"
@@ -316,6 +319,48 @@ TEST(MatmulFp8, EveryCodeIsWidenedExactly) {
           const auto code = static_cast<uint8_t>(first + k);
           const float expected = (code & 127) == 127 ? 0.0f : to_f32(f8_e4m3{code});
           ASSERT_EQ(out[static_cast<size_t>(k * 16)], expected) << "code " << int{code};
+        }
+      }
+    }
+  }
+}
+
+// Lines without zeros and subnormal codes may be widened in a quicker way, and where many have
+// some, all may go another way: tiles with so large a part of such codes.
+TEST(MatmulFp8, FewAndManySmallCodes) {
+  constexpr double kSmall[] = {0, 0.001, 0, 0.05, 1, 0};
+  constexpr int64_t kOut = 80, kIn = 64 * std::size(kSmall);
+  std::mt19937 rng(5);
+  std::uniform_real_distribution<double> uniform(0, 1);
+  TestMatrix w = random_matrix(WeightFormat::fp8, kOut, kIn, 7);
+  for (float& s : w.block_scales) s = 1.0f;
+  std::vector<float> weights(kOut * kIn);
+  for (int64_t n = 0; n < kOut; ++n) {
+    for (int64_t k = 0; k < kIn; ++k) {
+      // Below 1 in size, so that every sum is exact.
+      const int64_t tile = n / 16 * (kIn / 64) + k / 64, row = n % 16, in_tile = k % 64;
+      const int magnitude = uniform(rng) < kSmall[k / 64] ? static_cast<int>(rng() % 8)
+                                                          : 8 + static_cast<int>(rng() % 48);
+      const auto code = static_cast<uint8_t>(magnitude | (rng() % 2) << 7);
+      w.tiles.data()[tile * 1024 + in_tile % 32 / 2 * 64 + row / 4 * 16 + in_tile / 32 * 8 +
+                     row % 4 * 2 + k % 2] = static_cast<std::byte>(code);
+      weights[static_cast<size_t>(n * kIn + k)] = to_f32(f8_e4m3{code});
+    }
+  }
+  for (int64_t n_rows : {1, 2, 5, 8, 16, 40}) {
+    std::vector<float> x(static_cast<size_t>(n_rows * kIn));
+    for (float& v : x) v = static_cast<float>(static_cast<int>(rng() % 5) - 2);
+    TestContext t(ops::reference_table());
+    const PackedRows packed = *ops::pack(make_view(x.data(), {n_rows, kIn}), DType::bf16, t.ctx);
+    for (Isa isa : supported_isas()) {
+      if (isa == Isa::reference) continue;
+      SCOPED_TRACE(to_string(isa));
+      const auto out = run_task(isa, w, packed, 0, n_rows, 0, kOut / 16);
+      for (int64_t r = 0; r < n_rows; ++r) {
+        for (int64_t n = 0; n < kOut; ++n) {
+          const float expected = std::inner_product(x.begin() + r * kIn, x.begin() + (r + 1) * kIn,
+                                                    weights.begin() + n * kIn, 0.0f);
+          ASSERT_EQ(out[static_cast<size_t>(r * kOut + n)], expected) << r << ", " << n;
         }
       }
     }
