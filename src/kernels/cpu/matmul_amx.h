@@ -85,9 +85,9 @@ inline AmxScratch cut_scratch(std::byte* scratch) {
   return s;
 }
 
-/// Row tiles multiplied together. All have 16 lines a K tile but the last of the matrix: where that
-/// has fewer, the lines beyond are the next K tile's, whose sums are not used (a tile product takes
-/// 16 cycles whatever its rows), and its last K tiles, whose 16 lines would pass the end of the
+/// Row tiles multiplied together. All have 16 lines a K tile but the last of the matrix. If it is
+/// all that a task has, the tile registers have as many lines. Else the lines beyond are the next K
+/// tile's, whose sums are not used, and its last K tiles, whose 16 lines would pass the end of the
 /// activations, are copied out.
 struct Group {
   int64_t row, n_rows;
@@ -100,7 +100,8 @@ struct Group {
 };
 
 template <class Format>
-inline Group make_group(const PackedRows& x, int64_t row, int64_t n_rows, uint8_t* tail) {
+inline Group make_group(const PackedRows& x, int64_t row, int64_t n_rows, int64_t tile_rows,
+                        uint8_t* tail) {
   Group g = {row, n_rows, static_cast<int>(ceil_of(n_rows, 16)), {}, kTile, -1, tail, nullptr};
   for (int i = 0; i < g.n_tiles; ++i) g.a[i] = row_tile(x, row + i * 16).data;
   const int64_t last = row + (g.n_tiles - 1) * 16, n = min_of(16, x.n_rows - last);
@@ -108,6 +109,7 @@ inline Group make_group(const PackedRows& x, int64_t row, int64_t n_rows, uint8_
   const RowTile rt = row_tile(x, last);
   const int64_t n_k_tiles = row_bytes_of(x) / kLine;
   g.last_step = rt.step;
+  if (tile_rows < 16) return g;
   g.tail_at = max_of(0, n_k_tiles - ceil_of(16, n) + 1) / Format::kTilesPerSource;
   const int64_t from = g.tail_at * Format::kTilesPerSource;
   for (int64_t t = from; t < n_k_tiles; ++t)
@@ -285,6 +287,7 @@ struct Amx {
 
   const MatmulTask& task;
   const AmxScratch scratch;
+  const int64_t tile_rows;  // of the tile registers
   const int64_t n_sources;  // source tiles along K
   bool kept = false;        // the ring holds all source tiles of a pair, else what comes next
   int64_t turn = 0;         // source tiles that went through the ring before
@@ -294,6 +297,7 @@ struct Amx {
   explicit Amx(const MatmulTask& t)
       : task(t),
         scratch(cut_scratch(t.scratch)),
+        tile_rows(min_of(16, t.n_rows)),
         n_sources(ceil_of(t.w->n_in, Format::kSourceCols)) {}
 
   PanelPair pair_at(const PackedMatrix& w, int64_t panel, int64_t n_panels) const {
@@ -449,7 +453,7 @@ struct Amx {
     for (int64_t g = 0, tile = 0; g < n_groups; ++g) {
       const int64_t n = ceil_of(n_tiles - tile, n_groups - g);
       groups[g] = make_group<Format>(*task.x, row + tile * 16, min_of(n * 16, n_rows - tile * 16),
-                                     scratch.tail);
+                                     tile_rows, scratch.tail);
       if constexpr (Format::kInteger) {
         groups[g].wide = wide;
         wide = list_wide(*task.x, groups[g].row, groups[g].n_rows, Format::kSourceCols, wide);
@@ -483,8 +487,8 @@ struct Amx {
 /// The whole task: passes of as many rows as stay in the L2 cache.
 template <class Format>
 inline void amx_product(const MatmulTask& task) {
-  configure_tiles();
   Amx<Format> amx(task);
+  configure_tiles(amx.tile_rows);
   const int64_t group_rows = kMostRowTiles * 16;
   const int64_t groups_in_l2 = kRowsInL2Bytes / row_bytes_of(*task.x) / group_rows;
   int64_t in_l2 = min_of(kMostGroups, max_of(1, groups_in_l2)) * group_rows;

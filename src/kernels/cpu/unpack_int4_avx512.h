@@ -16,20 +16,39 @@ struct Multiplier {
   __m512i flip, size, offset;
 };
 
+// Bytes 16 * group .. of a line, each four times.
+struct alignas(64) SpreadGroup {
+  uint8_t index[4][64];
+};
+constexpr SpreadGroup make_spread_group() {
+  SpreadGroup s{};
+  for (int g = 0; g < 4; ++g) {
+    for (int i = 0; i < 64; ++i) s.index[g][i] = static_cast<uint8_t>(16 * g + i / 4);
+  }
+  return s;
+}
+constexpr SpreadGroup kSpreadGroup = make_spread_group();
+
+// Those of groups `half`, whose codes are low nibbles, and half + 2: high nibbles, which stay where
+// they are: (16 * q * size << 12) >> 16 is q * size.
 template <bool kUnsigned>
-inline Multiplier multiplier(const uint8_t* m) {
-  alignas(64) static constexpr uint8_t kSpread[16] = {0, 0, 0, 0, 4,  4,  4,  4,
-                                                      8, 8, 8, 8, 12, 12, 12, 12};
-  const __m512i value = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m)));
-  const __m512i negative = _mm512_srai_epi32(value, 31), size = _mm512_abs_epi32(value);
-  const __m512i offset =
-      _mm512_sub_epi32(_mm512_slli_epi32(size, 3), _mm512_and_si512(size, negative));
-  const __m512i spread =
-      _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kSpread)));
-  return {_mm512_and_si512(negative, _mm512_set1_epi8(15)),
-          _mm512_or_si512(size, _mm512_slli_epi32(size, 16)),
-          _mm512_xor_si512(_mm512_shuffle_epi8(offset, spread),
-                           _mm512_set1_epi8(kUnsigned ? -128 : 0))};
+inline __attribute__((always_inline)) void multipliers(const uint8_t* tile, int half,
+                                                       Multiplier* low, Multiplier* high) {
+  const __m512i m = _mm512_loadu_si512(tile), size = _mm512_abs_epi8(m);
+  const __mmask64 negative = _mm512_movepi8_mask(m);
+  const __m512i eight = _mm512_slli_epi16(size, 3);  // size <= 15
+  const __m512i less = _mm512_mask_sub_epi8(eight, negative, eight, size);
+  const __m512i offset = kUnsigned ? _mm512_xor_si512(less, _mm512_set1_epi8(-128)) : less;
+  const __m512i flip = _mm512_movm_epi8(negative);
+  const __m512i low_index = _mm512_load_si512(kSpreadGroup.index[half]);
+  const __m512i high_index = _mm512_load_si512(kSpreadGroup.index[half + 2]);
+  constexpr __mmask64 kEven = 0x5555555555555555, kOdd = 0xAAAAAAAAAAAAAAAA;
+  *low = {_mm512_and_si512(_mm512_permutexvar_epi8(low_index, flip), _mm512_set1_epi8(15)),
+          _mm512_maskz_permutexvar_epi8(kEven, low_index, size),
+          _mm512_permutexvar_epi8(low_index, offset)};
+  *high = {_mm512_and_si512(_mm512_permutexvar_epi8(high_index, flip), _mm512_set1_epi8(-16)),
+           _mm512_maskz_permutexvar_epi8(kOdd, high_index, _mm512_slli_epi16(size, 4)),
+           _mm512_permutexvar_epi8(high_index, offset)};
 }
 
 // Lines 8 * half .. of a tile on their way to the same lines of two int8 tiles.
@@ -37,13 +56,8 @@ template <bool kUnsigned>
 class Int4Half {
  public:
   inline __attribute__((always_inline)) Int4Half(const uint8_t* tile, int half, uint8_t* to)
-      : low_(multiplier<kUnsigned>(tile + 16 * half)),
-        high_(multiplier<kUnsigned>(tile + 32 + 16 * half)),
-        from_(tile + (1 + 8 * half) * kLine),
-        to_(to + 8 * half * kLine) {
-    // The high nibbles stay where they are: (16 * q * size << 12) >> 16 is q * size.
-    high_.flip = _mm512_slli_epi16(high_.flip, 4);
-    high_.size = _mm512_slli_epi16(high_.size, 12);
+      : from_(tile + (1 + 8 * half) * kLine), to_(to + 8 * half * kLine) {
+    multipliers<kUnsigned>(tile, half, &low_, &high_);
   }
   // Of its eight lines, those from `begin` to `end`.
   inline __attribute__((always_inline)) void lines(int begin, int end) const {

@@ -1,7 +1,7 @@
 /// AMX tiles in software, under the names of the intrinsics: with EXO_EMULATE_AMX the kernels'
 /// tests run the bodies of Isa::amx on any machine with AVX512-BF16. Values are those of the units
-/// (TDPBF16PS rounds as VDPBF16PS does); speed is not. Tiles are 16 lines of 64 bytes, which is all
-/// that configure_tiles() asks for.
+/// (TDPBF16PS rounds as VDPBF16PS does); speed is not. All lines have 64 bytes, as
+/// configure_tiles() has it.
 #pragma once
 
 #include <immintrin.h>
@@ -23,6 +23,7 @@ namespace {  // NOLINT: internal linkage on purpose (matmul_layout.h)
 
 struct EmulatedTile {
   alignas(64) uint8_t bytes[16][64];
+  int n_rows;
 };
 
 [[maybe_unused]] inline EmulatedTile& emulated_tile(int i) {
@@ -30,20 +31,25 @@ struct EmulatedTile {
   return tiles[i];
 }
 
+// A configuration's rows lie at byte 48.
+[[maybe_unused]] inline void emulated_config(const void* config) {
+  for (int i = 0; i < 8; ++i) emulated_tile(i).n_rows = static_cast<const uint8_t*>(config)[48 + i];
+}
+
 [[maybe_unused]] inline void emulated_load(int i, const void* from, int64_t stride) {
-  for (int64_t r = 0; r < 16; ++r)
+  for (int64_t r = 0; r < emulated_tile(i).n_rows; ++r)
     std::memcpy(emulated_tile(i).bytes[r], static_cast<const uint8_t*>(from) + r * stride, 64);
 }
 
 [[maybe_unused]] inline void emulated_store(int i, void* to, int64_t stride) {
-  for (int64_t r = 0; r < 16; ++r)
+  for (int64_t r = 0; r < emulated_tile(i).n_rows; ++r)
     std::memcpy(static_cast<uint8_t*>(to) + r * stride, emulated_tile(i).bytes[r], 64);
 }
 
 // sums[row] += sum over k of row's 4 bytes at k, signed, times line k of `right`, signed.
 [[maybe_unused]] inline void emulated_dpbssd(int sums, int left, int right) {
   const EmulatedTile &a = emulated_tile(left), &b = emulated_tile(right);
-  for (int row = 0; row < 16; ++row) {
+  for (int row = 0; row < emulated_tile(sums).n_rows; ++row) {
     int32_t sum[16];
     std::memcpy(sum, emulated_tile(sums).bytes[row], 64);
     for (int k = 0; k < 64; ++k) {
@@ -55,7 +61,7 @@ struct EmulatedTile {
 }
 
 [[maybe_unused]] inline void emulated_dpbf16ps(int sums, int left, int right) {
-  for (int row = 0; row < 16; ++row) {
+  for (int row = 0; row < emulated_tile(sums).n_rows; ++row) {
     uint8_t* to = emulated_tile(sums).bytes[row];
     __m512 sum = _mm512_load_ps(to);
     for (int k = 0; k < 16; ++k) {
@@ -73,7 +79,7 @@ struct EmulatedTile {
 }  // namespace exo::kernels::cpu
 
 // NOLINTBEGIN(cppcoreguidelines-macro-usage): they stand for macros of the same names
-#define _tile_loadconfig(config) static_cast<void>(config)
+#define _tile_loadconfig(config) exo::kernels::cpu::emulated_config(config)
 #define _tile_release() static_cast<void>(0)
 #define _tile_zero(i) std::memset(exo::kernels::cpu::emulated_tile(i).bytes, 0, 1024)
 #define _tile_loadd(i, from, stride) exo::kernels::cpu::emulated_load(i, from, stride)
