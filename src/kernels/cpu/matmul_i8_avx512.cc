@@ -169,13 +169,13 @@ inline void zero_sums(__m512i (*sums)[R]) {
   }
 }
 
-// R rows with P panels of int4: of more than one row, pairs of panels take turns, a tile each, as
-// their sums have to fit the registers.
+// R rows with P panels of int4: as many panels together as their sums fit the registers; those of
+// four rows take turns, a tile each.
 template <int R, int P>
 inline void int4_panels(const uint8_t* x, int64_t step, const uint8_t* w, int64_t stride,
                         int64_t n_tiles, const int32_t* offsets, int64_t n_groups,
                         const AskAhead& ask, __m512i (*sums)[R]) {
-  constexpr int kTogether = R == 1 ? P : min_of(P, 2);
+  constexpr int kTogether = min_of(P, R == 1 ? 8 : R < 4 ? 4 : 2);
   zero_sums<R, P>(sums);
   const int64_t turn = kTogether == P ? n_tiles : 1;
   for (int64_t t = 0; t < n_tiles; t += turn) {

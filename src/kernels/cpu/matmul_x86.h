@@ -29,7 +29,7 @@ void matmul_bf16_fp8_avx512bf16(const MatmulTask& task);
 /// From so many rows on a tile product costs less than vector products for each row. Those tasks'
 /// wide values (i8) are added beside the tiles, and their epilogue is done, by the next four
 /// themselves.
-inline constexpr int64_t kAmxInt8Rows = 5, kAmxInt4Rows = 2, kAmxBf16Rows = 3, kAmxFp8Rows = 2;
+inline constexpr int64_t kAmxInt8Rows = 5, kAmxInt4Rows = 4, kAmxBf16Rows = 3, kAmxFp8Rows = 2;
 constexpr int64_t amx_rows(WeightFormat format) {
   return format == WeightFormat::int8   ? kAmxInt8Rows
          : format == WeightFormat::int4 ? kAmxInt4Rows
