@@ -77,20 +77,21 @@ constexpr double kFp8Deviation = 448 / 4.1;
 // The code of each of 65,536 equally probable parts of that distribution: a sign and a size.
 using Fp8Codes = std::array<uint8_t, 1 << 16>;
 Fp8Codes make_fp8_codes() {
-  constexpr int kSizes = 1 << 15, kLargest = 126;
+  constexpr size_t kSizes = size_t{1} << 15;
+  constexpr uint8_t kLargest = 126, kNegative = 0x80;
+  // Up to the middle between a code's value and the next one's go to that code.
+  const auto part_below = [](uint8_t code) {
+    const double value = to_f32(f8_e4m3{code});
+    const double next = to_f32(f8_e4m3{static_cast<uint8_t>(code + 1)});
+    return std::erf((value + next) / 2 / (kFp8Deviation * std::sqrt(2.0)));
+  };
   Fp8Codes codes;
-  int code = 0;
-  for (int i = 0; i < kSizes; ++i) {
-    // Up to the middle between a code's value and the next one's go to that code.
-    const auto part_below = [](int c) {
-      const double between = (double{to_f32(f8_e4m3{static_cast<uint8_t>(c)})} +
-                              to_f32(f8_e4m3{static_cast<uint8_t>(c + 1)})) /
-                             2;
-      return std::erf(between / (kFp8Deviation * std::sqrt(2.0)));
-    };
-    while (code < kLargest && part_below(code) * kSizes < i + 0.5) ++code;
-    codes[static_cast<size_t>(i)] = static_cast<uint8_t>(code);
-    codes[static_cast<size_t>(kSizes + i)] = static_cast<uint8_t>(code | 0x80);
+  uint8_t code = 0;
+  for (size_t i = 0; i < kSizes; ++i) {
+    const double middle = (static_cast<double>(i) + 0.5) / static_cast<double>(kSizes);
+    while (code < kLargest && part_below(code) < middle) ++code;
+    codes[i] = code;
+    codes[kSizes + i] = code | kNegative;
   }
   return codes;
 }

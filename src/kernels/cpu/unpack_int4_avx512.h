@@ -1,5 +1,5 @@
 /// int4 tiles to int8 tiles, m * (q - 8), or that + 128 as unsigned bytes. Include only from files
-/// compiled for AVX-512 BW (see matmul_layout.h about linkage).
+/// compiled for AVX-512 VBMI (see matmul_layout.h about linkage).
 #pragma once
 
 #include <immintrin.h>
