@@ -60,7 +60,7 @@ WordMask mask_of(WeightFormat format, int64_t n_in) {
       return {.keep = 0x807fffff'807fffff, .set = exponent_field(n_in) * 0x800000'00800000};
     case WeightFormat::bf16:
       return {.keep = 0x807f807f'807f807f, .set = exponent_field(n_in) * 0x0080'0080'0080'0080};
-    case WeightFormat::fp8:  // by kFp8Codes
+    case WeightFormat::fp8:  // by make_fp8_codes
       return {};
     case WeightFormat::int8:  // -126 ... 126 once the low bit is cleared and -128 is not there
       return {.keep = 0xfefefefe'fefefefe, .set = 0};

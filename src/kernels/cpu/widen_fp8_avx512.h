@@ -65,7 +65,7 @@ constexpr int kShiftedFp8Power = -8;
 constexpr Fp8Tables kShiftedFp8Tables = make_fp8_tables(kShiftedFp8Power);
 
 /// Whether Fp8Widener's tables are needed for a line: for a NaN, a zero or a subnormal code, some
-/// 1 of 8,000 where the largest weight of a block is 448.
+/// 1 of 9,000 where the largest weight of a block is 448.
 inline __attribute__((always_inline)) bool is_unusual_fp8(__m512i line) {
   // Twice each code and 2 more, without the sign: 0 for NaNs, 2 to 16 for the others.
   const __m512i next = _mm512_add_epi8(line, _mm512_set1_epi8(1));
@@ -73,7 +73,7 @@ inline __attribute__((always_inline)) bool is_unusual_fp8(__m512i line) {
 }
 
 /// A line without such codes to those of its bf16 tiles, as Fp8Widener with kShiftedFp8Tables does:
-/// half its instructions, of which it has 7 for one port.
+/// in six instructions spread over both vector ports, where that takes eight, seven of them on one.
 inline __attribute__((always_inline)) void shift_fp8(__m512i line, __m512i* first,
                                                      __m512i* second) {
   constexpr int kAndOr = 0xEA;  // (a & b) | c
